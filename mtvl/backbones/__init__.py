@@ -1,0 +1,7 @@
+"""Backbones: frozen models that declare their sites. One file per family, one line here."""
+
+from __future__ import annotations
+
+from mtvl.registry import Registry
+
+BACKBONES = Registry("backbone", {"clip_bart": "mtvl.backbones.clip_bart:ClipBart"})

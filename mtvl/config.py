@@ -1,0 +1,284 @@
+"""Recipes: frozen dataclasses with defaults, one YAML file, and `key=value` overrides parsed by the field's type.
+
+A section whose content depends on a name (`backbone`, `petl`) stays a plain mapping here; its owner parses it with
+`parse_section` against its own dataclass, so an option of one method is an error under another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from mtvl.errors import ConfigError, near_names
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where data lie. An empty `root` means the embedded miniworld, made on first use in `cache`."""
+
+    root: str = ""
+    cache: str = ""  # "" -> $MTVL_CACHE or ~/.cache/mtvl
+    workers: int = 0
+    text_only: bool = False  # the visual input is zeroed (the text-only baseline)
+    max_examples: int = 0  # per task and split; 0 = all. Scores say how many items they rest on.
+
+
+@dataclass(frozen=True)
+class MixtureConfig:
+    """Which task a slot takes. `weights` belong to the law "fixed"."""
+
+    law: str = "proportional"  # proportional | equal | temperature | capped | fixed
+    temperature: float = 2.0
+    cap: int = 0
+    weights: dict[str, float] = field(default_factory=dict)
+    slots: int = 1  # tasks per optimizer step
+    block: int = 100  # slots per block; shares are exact in every block
+    loss_weights: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length, batch sizes and validation. `global_batch` counts examples of one slot over all ranks."""
+
+    steps: int = 1000
+    global_batch: int = 64
+    micro_batch: int = 64
+    validate_every: int = 0  # steps; 0 = only at the end when checkpoint.keep_best is set
+    validate_examples: int = 200  # per task
+    recompute: bool = False  # activation recompute in the backbone's layers
+    log_every: int = 10
+    precision: str = "fp32"  # fp32 | bf16; must agree with the engine file
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer and schedule; both are pure functions of the optimizer step."""
+
+    name: str = "adamw"  # adamw | adamw_reference | sgd
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    warmup_ratio: float = 0.1
+    schedule: str = "linear"  # linear | constant
+    clip_norm: float = 5.0  # 0 = off
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """DeepSpeed JSON: ZeRO stage, offload and precision only."""
+
+    file: str = "ds_configs/zero2.json"
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Resume states."""
+
+    every_steps: int = 500
+    keep_last: int = 2
+    keep_best: bool = True
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluation. Zero or empty values mean: as the task file says."""
+
+    batch: int = 64
+    num_beams: int = 0
+    captions_tokenizer: str = "auto"  # auto | ptb | python
+    bootstrap: int = 1000
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One complete run."""
+
+    tasks: tuple[str, ...] = ()
+    seed: int = 0
+    paper_compat: bool = False
+    data: DataConfig = field(default_factory=DataConfig)
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    backbone: dict[str, Any] = field(default_factory=lambda: {"name": "clip_bart"})
+    petl: dict[str, Any] = field(default_factory=lambda: {"name": "adapter"})
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+def parse_section(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
+    """Build the dataclass `cls` from plain YAML values; unknown keys and wrong types raise ConfigError with the path."""
+    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls))}
+    hints = typing.get_type_hints(cls)
+    arguments = {}
+    for key, value in values.items():
+        dotted = f"{path}.{key}" if path else str(key)
+        if key not in fields:
+            raise ConfigError(f"unknown key '{dotted}'; {near_names(str(key), fields)}")
+        arguments[key] = _coerce(hints[key], value, dotted)
+    missing = [
+        n for n, f in fields.items()
+        if n not in arguments and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]  # fmt: skip
+    if missing:
+        raise ConfigError(f"missing key '{path + '.' if path else ''}{missing[0]}' ({_name(hints[missing[0]])})")
+    return cls(**arguments)
+
+
+def _name(hint: Any) -> str:
+    return getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)
+
+
+def _coerce(hint: Any, value: Any, path: str) -> Any:
+    """Check `value` against the type `hint`; integers are accepted for floats, lists for tuples, nothing else."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    wrong = ConfigError(f"'{path}' expects {_name(hint)}, found {value!r} ({type(value).__name__})")
+    if hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"'{path}' expects a section of keys, found {value!r}")
+        return parse_section(typing.cast(Any, hint), value, path)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _coerce(next(a for a in args if a is not type(None)), value, path)
+    if origin is tuple:
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise wrong
+        if len(args) == 2 and args[1] is ...:
+            return tuple(_coerce(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
+        if len(value) != len(args):
+            raise ConfigError(f"'{path}' expects {len(args)} values, found {len(value)}")
+        return tuple(_coerce(a, v, f"{path}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise wrong
+        return {str(k): _coerce(args[1], v, f"{path}.{k}") for k, v in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            return float(value)
+        except ValueError:
+            raise wrong from None
+    if isinstance(value, bool) and hint is not bool:
+        raise wrong
+    if not isinstance(value, hint):
+        raise wrong
+    return value
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping; never executes tags."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        folder = Path(path).parent
+        known = [p.name for p in folder.glob("*.yaml")] if folder.is_dir() else []
+        raise ConfigError(f"no file {path}; {near_names(Path(path).name, known)}") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected keys and values at the top, found {type(values).__name__}")
+    return values
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return a copy of nested `values` with `a.b=c` overrides set; the right side is read as YAML."""
+    result: dict[str, Any] = _copy(values)
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"override {item!r} is not of the form key=value")
+        try:
+            value = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError:
+            raise ConfigError(f"the value of override {item!r} is not valid YAML") from None
+        node = result
+        *parents, last = key.split(".")
+        for parent in parents:
+            child = node.setdefault(parent, {})
+            if not isinstance(child, dict):
+                raise ConfigError(f"override {item!r}: '{parent}' is a value, not a section")
+            node = child
+        if last == "name" and isinstance(node.get("name"), str) and node["name"] != value:
+            node.clear()  # another method or backbone: the options of the old one do not apply
+        node[last] = value
+    return result
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _copy(v) for k, v in value.items()}
+    return [_copy(v) for v in value] if isinstance(value, list) else value
+
+
+def load_run_config(recipe: str | Path, tasks: Sequence[str] = (), overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a recipe, apply `--tasks` and overrides, check it as a whole."""
+    values = apply_overrides(read_yaml(recipe), overrides)
+    if tasks:
+        values["tasks"] = list(tasks)
+    config = parse_section(RunConfig, values)
+    validate(config)
+    return config
+
+
+def validate(config: RunConfig) -> None:
+    """Cross-field checks that need no data, model or device."""
+    choices = {
+        "mixture.law": (config.mixture.law, ("proportional", "equal", "temperature", "capped", "fixed")),
+        "optim.name": (config.optim.name, ("adamw", "adamw_reference", "sgd")),
+        "optim.schedule": (config.optim.schedule, ("linear", "constant")),
+        "train.precision": (config.train.precision, ("fp32", "bf16", "fp16")),
+        "evaluate.captions_tokenizer": (config.evaluate.captions_tokenizer, ("auto", "ptb", "python")),
+    }
+    for key, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise ConfigError(f"unknown '{key}' {value!r}; {near_names(value, allowed)}")
+    if not config.tasks:
+        raise ConfigError("no tasks; give --tasks a,b,c or the key 'tasks' in the recipe")
+    if len(set(config.tasks)) != len(config.tasks):
+        raise ConfigError(f"a task is named twice in {','.join(config.tasks)}")
+    for section in ("mixture.weights", "mixture.loss_weights"):
+        for name, weight in getattr(config.mixture, section.split(".")[1]).items():
+            if name not in config.tasks:
+                raise ConfigError(f"'{section}.{name}' is not one of the tasks; {near_names(name, config.tasks)}")
+            if not weight > 0:
+                raise ConfigError(f"'{section}.{name}' must be above 0, found {weight}")
+    positive = {
+        "train.steps": config.train.steps, "train.global_batch": config.train.global_batch,
+        "train.micro_batch": config.train.micro_batch, "mixture.slots": config.mixture.slots,
+        "mixture.block": config.mixture.block, "mixture.temperature": config.mixture.temperature,
+        "optim.lr": config.optim.lr, "evaluate.batch": config.evaluate.batch,
+        "checkpoint.keep_last": config.checkpoint.keep_last, "train.log_every": config.train.log_every,
+    }  # fmt: skip
+    for key, value in positive.items():
+        if not value > 0:
+            raise ConfigError(f"'{key}' must be above 0, found {value}")
+    if not 0 <= config.optim.warmup_ratio <= 1:
+        raise ConfigError(f"'optim.warmup_ratio' must lie in 0..1, found {config.optim.warmup_ratio}")
+
+
+def to_plain(config: Any) -> Any:
+    """Plain YAML/JSON values of a (nested) dataclass, for `config.yaml` and fingerprints."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {f.name: to_plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, Mapping):
+        return {str(k): to_plain(v) for k, v in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [to_plain(v) for v in config]
+    return config

@@ -1,0 +1,62 @@
+"""Thin helpers over torch.distributed that also work in a single process without a process group."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as torch_dist
+
+
+def is_active() -> bool:
+    """True when a process group exists."""
+    return torch_dist.is_available() and torch_dist.is_initialized()
+
+
+def rank() -> int:
+    """Global rank (0 in a single process). Before the group exists, the launcher's RANK counts."""
+    return torch_dist.get_rank() if is_active() else int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Number of ranks (1 in a single process). Before the group exists, the launcher's WORLD_SIZE counts."""
+    return torch_dist.get_world_size() if is_active() else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """True on rank 0."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if is_active():
+        torch_dist.barrier()
+
+
+def sum_floats(values: list[float], device: torch.device | str = "cpu") -> list[float]:
+    """Element-wise sum over ranks, in float64."""
+    if not is_active() or world_size() == 1:
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    torch_dist.all_reduce(tensor)
+    return [float(v) for v in tensor.tolist()]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's `value`, in rank order, on every rank. Only for small trusted objects (they are pickled)."""
+    if not is_active() or world_size() == 1:
+        return [value]
+    out: list[Any] = [None] * world_size()
+    torch_dist.all_gather_object(out, value)
+    return out
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's `value` on every rank."""
+    if not is_active() or world_size() == 1:
+        return value
+    box = [value]
+    torch_dist.broadcast_object_list(box, src=0)
+    return box[0]

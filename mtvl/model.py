@@ -1,0 +1,90 @@
+"""The model that is trained: a backbone with a plan applied, and the loss of one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from mtvl.backbones import BACKBONES
+from mtvl.config import RunConfig, parse_section
+from mtvl.errors import PlanError
+from mtvl.objectives.seq2seq import loss_sum, token_losses
+from mtvl.petl import METHODS
+from mtvl.petl.apply import apply_plan, owner_of
+from mtvl.petl.plan import Plan
+from mtvl.types import Batch, Decoding
+
+
+class Model(nn.Module):
+    """`forward(batch)` is the batch's share of its slot's loss; `set_task` chooses task-private parameters."""
+
+    def __init__(self, backbone: Any, plan: Plan, method: Any, seed: int = 0) -> None:
+        super().__init__()
+        self.plan = plan
+        self.active = apply_plan(backbone, plan, method, seed)
+        self.backbone = backbone
+
+    def set_task(self, name: str) -> None:
+        """Make `name` the active task until the next call (recompute in backward included)."""
+        if self.plan.is_task_private and name not in self.plan.tasks:
+            raise PlanError(f"this model has parts for {', '.join(self.plan.tasks)} only, not for {name!r}")
+        self.active.set(name)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """loss_weight * loss numerator / denominator: summed over a slot's micro-batches and ranks, the slot's loss."""
+        losses = token_losses(self.logits(batch), batch.target_ids)
+        total = loss_sum(losses, batch.target_ids, batch.target_weights, batch.loss)
+        return total * (batch.loss_weight / batch.denominator)
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """Teacher-forced logits (B, T, K)."""
+        return self.backbone.decode(self.backbone.encode(batch), batch.target_ids)
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, decoding: Decoding) -> torch.Tensor:
+        """Token ids (B, <= max_tokens) of the answers."""
+        return self.backbone.generate(self.backbone.encode(batch), decoding)[0]
+
+    @torch.no_grad()
+    def choose(self, batch: Batch, choices: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Scores (B, C) of wrapped choices."""
+        return self.backbone.choose(self.backbone.encode(batch), choices)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Trained parameters by name."""
+        return {n: p for n, p in self.named_parameters() if p.requires_grad}
+
+    def tasks_of_parameters(self) -> dict[str, str | None]:
+        """Task that owns each trained parameter; None where it is shared."""
+        owners = owner_of(self.plan)
+        return {n: owners.get(n.removeprefix("backbone.")) for n in self.trainable()}
+
+
+def make_method(petl: dict[str, Any], *, paper_compat: bool = False) -> Any:
+    """The configured method object of a recipe's `petl` section."""
+    cls = METHODS.load(str(petl.get("name", "")))
+    return cls(parse_section(cls.Config, petl, "petl"), paper_compat=paper_compat)
+
+
+def make_backbone(section: dict[str, Any], *, meta: bool = False) -> Any:
+    """The backbone of a recipe's `backbone` section; with `meta` shapes only."""
+    cls = BACKBONES.load(str(section.get("name", "")))
+    return cls.build(parse_section(cls.Config, section, "backbone"), meta=meta)
+
+
+def make_plan(config: RunConfig, backbone: Any | None = None) -> Plan:
+    """The plan of a recipe, from configurations alone unless a built backbone is given."""
+    backbone = make_backbone(config.backbone, meta=True) if backbone is None else backbone
+    return make_method(config.petl, paper_compat=config.paper_compat).plan(backbone.sites(), config.tasks)
+
+
+def build_model(config: RunConfig) -> Model:
+    """Backbone with weights, plan applied, everything else frozen."""
+    backbone = make_backbone(config.backbone)
+    method = make_method(config.petl, paper_compat=config.paper_compat)
+    model = Model(backbone, method.plan(backbone.sites(), config.tasks), method, config.seed)
+    backbone.set_recompute(config.train.recompute)
+    return model

@@ -1,0 +1,36 @@
+"""Cross entropy of a sequence-to-sequence model and the two ways in which tasks average it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def token_losses(logits: torch.Tensor, target_ids: torch.Tensor) -> torch.Tensor:
+    """Unreduced cross entropy (B, T) in float32 of logits (B, T, K); 0 where target_ids (B, T) is -100."""
+    flat = nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), target_ids.flatten(), ignore_index=-100, reduction="none"
+    )
+    return flat.view_as(target_ids)
+
+
+def sample_losses(losses: torch.Tensor, target_ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Mean over a row's target tokens, times its soft weight -> (B,).
+
+    *Source:* VL-Adapter's VQA, GQA and NLVR2 steps (VQA multiplies by the score of the drawn answer).
+    """
+    counts = (target_ids != -100).sum(1).clamp(min=1)
+    return losses.sum(1) / counts * weights
+
+
+def loss_sum(losses: torch.Tensor, target_ids: torch.Tensor, weights: torch.Tensor, loss: str) -> torch.Tensor:
+    """Numerator of a slot's loss over these rows: scalar.
+
+    "sample_mean": sum of `sample_losses`; the slot divides by its number of samples.
+    "token_mean": sum over tokens (long captions weigh more); the slot divides by its number of target tokens.
+    """
+    if loss == "sample_mean":
+        return sample_losses(losses, target_ids, weights).sum()
+    if loss == "token_mean":
+        return (losses * weights[:, None]).sum()
+    raise ValueError(f"unknown loss {loss!r}")

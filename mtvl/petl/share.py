@@ -1,0 +1,66 @@
+"""Sharing over tasks as one combinator: single, half-shared and multiple are not three methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from torch import nn
+
+from mtvl.errors import ConfigError, PlanError, near_names
+from mtvl.petl.plan import SHARED, Part
+
+SHARES = ("all", "up", "down", "none")
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+M = TypeVar("M", bound=nn.Module)
+
+
+class ActiveTask:
+    """The task of the current micro-step. One object per model with one writer.
+
+    It is set once per micro-step and not scoped: activation recompute runs in backward, after a context manager would
+    have ended.
+    """
+
+    def __init__(self, tasks: Sequence[str]) -> None:
+        self.tasks = tuple(tasks)
+        self.name = ""
+
+    def set(self, name: str) -> None:
+        """Make `name` the active task; a task that the model was not built for is legal while all parts are shared."""
+        self.name = name
+
+
+def parts_over_tasks(halves: Mapping[str, Shapes], share: str, tasks: Sequence[str]) -> tuple[Part, ...]:
+    """Parts of an adapter with halves such as {"down": ..., "up": ...}.
+
+    share: "all" one adapter for all tasks (Single), "none" one per task (Multiple), "down" / "up" only that half is
+    shared (Half-shared).
+    """
+    if share not in SHARES:
+        raise ConfigError(f"unknown 'petl.share' {share!r}; {near_names(share, SHARES)}")
+    return tuple(
+        Part(half, owner, shapes)
+        for half, shapes in halves.items()
+        for owner in ([SHARED] if share in ("all", half) else tasks)
+    )
+
+
+class TaskBank(nn.ModuleDict):
+    """The modules of one part by owner; calling it runs the shared one or the active task's."""
+
+    def __init__(self, parts: Sequence[Part], active: ActiveTask, make: Callable[[Part], nn.Module]) -> None:
+        super().__init__({p.owner: make(p) for p in parts})
+        self._active = [active]  # in a list: not a submodule, not copied into state
+        self._shared = SHARED in self
+
+    def current(self) -> nn.Module:
+        """The module that serves the active task."""
+        name = SHARED if self._shared else self._active[0].name
+        if name not in self:
+            raise PlanError(f"no adapter for task {name!r}; this model has {', '.join(self.keys())}")
+        return self[name]
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        """Run the current module."""
+        return self.current()(x)

@@ -1,0 +1,40 @@
+"""Sites: the only language that backbones and methods share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Kinds of sites. Linear kinds can be adapted; the others can only be unfrozen.
+LINEAR_KINDS = (
+    "self_attn.q", "self_attn.k", "self_attn.v", "self_attn.out",
+    "cross_attn.q", "cross_attn.k", "cross_attn.v", "cross_attn.out",
+    "ffn.up", "ffn.down",
+)  # fmt: skip
+PARAMETER_KINDS = ("norm", "visual", "embedding")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in a backbone that a method may adapt or unfreeze.
+
+    `path` is the module path inside the backbone; `stack` is "encoder", "decoder" or "visual"; `layer` counts from 0
+    (-1: outside the layers). `d_in`/`d_out` are the widths of a linear site (0 otherwise). `num_parameters` counts
+    the module's own parameters, tied ones once over the whole site table.
+    """
+
+    path: str
+    kind: str
+    stack: str
+    layer: int
+    d_in: int = 0
+    d_out: int = 0
+    num_parameters: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in LINEAR_KINDS + PARAMETER_KINDS:
+            raise ValueError(f"unknown site kind {self.kind!r} at {self.path}")
+
+    @property
+    def is_linear(self) -> bool:
+        """True when an adapter can be placed here."""
+        return self.kind in LINEAR_KINDS

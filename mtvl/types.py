@@ -1,0 +1,175 @@
+"""The objects that travel between rooms, and the legend of shape letters.
+
+Shape letters used in all docstrings:
+B batch rows, S source tokens, N pictures of a row, P grid cells of a picture, V visual tokens (after pooling),
+F feature width, D model width, T target tokens, R bottleneck width, K vocabulary entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+KEEP = 100  # priority of a segment that is never truncated
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A named piece of source text. Segments are joined in order; the lowest `priority` loses tokens first."""
+
+    name: str
+    text: str
+    priority: int = KEEP
+
+
+@dataclass(frozen=True)
+class Visual:
+    """Reference to the visual input of an example: absolute paths of its pictures in order (may be empty)."""
+
+    images: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Target:
+    """One acceptable output text and its soft weight in (0, 1]."""
+
+    text: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sample as text and paths: no tensors, no token ids.
+
+    `uid` is unique within a split. `references` is what scoring needs (official annotation fields) and is never shown
+    to the model. An example without targets can be predicted but not trained on.
+    """
+
+    uid: str
+    task: str
+    segments: tuple[Segment, ...]
+    visual: Visual
+    targets: tuple[Target, ...] = ()
+    references: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The model's answer for the example `uid`; `scores` holds one number per choice when the task chooses."""
+
+    uid: str
+    text: str
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How an answer is produced: `generate` text, or `choose` among fixed texts by their first differing token.
+
+    `max_tokens` counts generated ids including the decoder start id, as transformers' `max_length` does.
+    """
+
+    mode: str = "generate"
+    num_beams: int = 1
+    max_tokens: int = 20
+    no_repeat_ngram: int = 0
+    early_stopping: bool = True
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Token limits of a task: source text and target text, special tokens included; 0 means no limit."""
+
+    source_tokens: int = 0
+    target_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Result of scoring one split.
+
+    `metrics` are named floats on the scale in which papers print them (0-100; CIDEr x 100). `per_item` is the primary
+    metric per uid on the same scale: its mean equals the primary metric, or comes as near as a corpus metric allows.
+    """
+
+    primary: str
+    metrics: Mapping[str, float]
+    per_item: Mapping[str, float]
+
+
+class Task(Protocol):
+    """A benchmark: rows in, scores out. Knows no tokenizer, model, rank or optimizer."""
+
+    name: str
+    primary: str
+    decoding: Decoding
+    limits: Limits
+    loss: str  # "sample_mean" (mean over tokens, then over the slot's samples) or "token_mean" (over the slot's tokens)
+
+    def examples(self, split: str) -> Sequence[Example]:
+        """All examples of `split` in file order; raises DataError, never drops a row silently."""
+
+    def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Scores:
+        """Score predictions of exactly the given examples (any order)."""
+
+
+@dataclass
+class Batch:
+    """One micro-batch of one task; the same fields for every task.
+
+    source_ids      (B, S) int64, right-padded
+    source_mask     (B, S) bool, True where a text token stands
+    features        (B, N, P, F) float, grid features before pooling; N = 0 when the task has no picture
+    target_ids      (B, T) int64, -100 where ignored
+    target_weights  (B,) float32, soft weight of the target that was drawn
+    loss            "sample_mean" or "token_mean"
+    denominator     samples (or target tokens) of the whole slot over all ranks and micro-batches
+    loss_weight     weight of the task's loss in the step
+    """
+
+    task: str
+    uids: tuple[str, ...]
+    source_ids: torch.Tensor
+    source_mask: torch.Tensor
+    features: torch.Tensor
+    target_ids: torch.Tensor
+    target_weights: torch.Tensor
+    loss: str = "sample_mean"
+    denominator: float = 1.0
+    loss_weight: float = 1.0
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Copy with every tensor on `device`."""
+        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        return Batch(**{**vars(self), **moved})
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back. `wrap` adds the backbone's special tokens around plain ids."""
+
+    pad_id: int
+    eos_id: int
+    num_special: int  # tokens that `wrap` adds
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text` without special tokens."""
+
+    def wrap(self, ids: Sequence[int]) -> list[int]:
+        """`ids` with the special tokens that a source or target sequence of this backbone carries."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids` without special tokens."""
+
+
+class ImageEncoder(Protocol):
+    """A frozen visual tower as the feature store sees it."""
+
+    fingerprint: str  # changes with weights, architecture and preprocessing
+    grid: tuple[int, int]  # (P, F)
+
+    def encode(self, images: Sequence[Any]) -> torch.Tensor:
+        """PIL pictures (RGB, any size) -> (len(images), P, F) float32 on the CPU."""
