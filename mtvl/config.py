@@ -20,6 +20,9 @@ from mtvl.errors import ConfigError, near_names
 
 T = TypeVar("T")
 
+# Sections whose keys depend on their `name`, and the name that stands when a recipe leaves the section out.
+NAMED_SECTIONS = {"backbone": "clip_bart", "petl": "adapter"}
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -110,8 +113,8 @@ class RunConfig:
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    backbone: dict[str, Any] = field(default_factory=lambda: {"name": "clip_bart"})
-    petl: dict[str, Any] = field(default_factory=lambda: {"name": "adapter"})
+    backbone: dict[str, Any] = field(default_factory=lambda: {"name": NAMED_SECTIONS["backbone"]})
+    petl: dict[str, Any] = field(default_factory=lambda: {"name": NAMED_SECTIONS["petl"]})
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -198,9 +201,14 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return a copy of nested `values` with `a.b=c` overrides set; the right side is read as YAML."""
+    """Return a copy of nested `values` with `a.b=c` overrides set; the right side is read as YAML.
+
+    Another `backbone.name` or `petl.name` drops the recipe's options of the old one, but none that is given beside it,
+    in whatever order.
+    """
     result: dict[str, Any] = _copy(values)
-    for item in overrides:
+    switches = [f"{section}.name" for section in NAMED_SECTIONS]
+    for item in sorted(overrides, key=lambda text: text.partition("=")[0] not in switches):
         key, equals, text = item.partition("=")
         if not equals or not key:
             raise ConfigError(f"override {item!r} is not of the form key=value")
@@ -215,8 +223,8 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
             if not isinstance(child, dict):
                 raise ConfigError(f"override {item!r}: '{parent}' is a value, not a section")
             node = child
-        if last == "name" and isinstance(node.get("name"), str) and node["name"] != value:
-            node.clear()  # another method or backbone: the options of the old one do not apply
+        if key in switches and node.get("name", value) != value:
+            node.clear()
         node[last] = value
     return result
 
@@ -229,7 +237,8 @@ def _copy(value: Any) -> Any:
 
 def load_run_config(recipe: str | Path, tasks: Sequence[str] = (), overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe, apply `--tasks` and overrides, check it as a whole."""
-    values = apply_overrides(read_yaml(recipe), overrides)
+    defaults = {section: {"name": name} for section, name in NAMED_SECTIONS.items()}
+    values = apply_overrides({**defaults, **read_yaml(recipe)}, overrides)
     if tasks:
         values["tasks"] = list(tasks)
     config = parse_section(RunConfig, values)
@@ -266,9 +275,9 @@ def validate(config: RunConfig) -> None:
         "optim.lr": config.optim.lr, "evaluate.batch": config.evaluate.batch,
         "checkpoint.keep_last": config.checkpoint.keep_last, "train.log_every": config.train.log_every,
     }  # fmt: skip
-    for key, value in positive.items():
-        if not value > 0:
-            raise ConfigError(f"'{key}' must be above 0, found {value}")
+    for key, number in positive.items():
+        if not number > 0:
+            raise ConfigError(f"'{key}' must be above 0, found {number}")
     if not 0 <= config.optim.warmup_ratio <= 1:
         raise ConfigError(f"'optim.warmup_ratio' must lie in 0..1, found {config.optim.warmup_ratio}")
 

@@ -86,5 +86,5 @@ def build_model(config: RunConfig) -> Model:
     backbone = make_backbone(config.backbone)
     method = make_method(config.petl, paper_compat=config.paper_compat)
     model = Model(backbone, method.plan(backbone.sites(), config.tasks), method, config.seed)
-    backbone.set_recompute(config.train.recompute)
+    backbone.set_recompute(config.train.recompute, model.active.recompute_contexts)
     return model

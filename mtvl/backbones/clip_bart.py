@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.checkpoint import noop_context_fn
 from transformers import BartConfig, BartForConditionalGeneration
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import create_bidirectional_mask
@@ -162,7 +163,9 @@ class ClipBart(nn.Module):
         folder = bundled_folder(self.config.weights)
         source = self.config.tokenizer or (str(folder) if folder else self.config.weights)
         if not source:
-            raise ConfigError("'backbone.tokenizer' is needed when 'backbone.weights' is empty; give a folder or hub name")
+            raise ConfigError(
+                "'backbone.tokenizer' is needed when 'backbone.weights' is empty; give a folder or hub name"
+            )
         tokenizer = load_bart_tokenizer(source)
         limit = self.bart.config.vocab_size - self.config.num_sentinels - self.config.num_slots
         if len(tokenizer) > limit:
@@ -193,12 +196,23 @@ class ClipBart(nn.Module):
             sites.append(Site(path, kind, stack, layer, d_in, d_out, sum(p.numel() for p in own)))
         return sites
 
+    def added_rows(self) -> dict[str, int]:
+        """First row that no public checkpoint holds, by parameter name (sentinels and visual slots follow it)."""
+        return {
+            "bart.model.shared.weight": self.bart.config.vocab_size - self.config.num_sentinels - self.config.num_slots
+        }
+
     # ---- running ------------------------------------------------------------------------------------------------
 
-    def set_recompute(self, enabled: bool) -> None:
-        """Switch activation recompute on in every layer (non-reentrant: a frozen first layer must not cut gradients off)."""
+    def set_recompute(self, enabled: bool, contexts: Callable[[], tuple[Any, Any]] = noop_context_fn) -> None:
+        """Switch activation recompute in every layer (non-reentrant: a frozen first layer must not cut gradients off).
+
+        `contexts` is torch's `context_fn`: what has to hold again when a layer runs a second time.
+        """
         if enabled:
-            self.bart.gradient_checkpointing_enable({"use_reentrant": False})
+            self.bart.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+        elif self.bart.is_gradient_checkpointing:
+            self.bart.gradient_checkpointing_disable()
 
     def encode(self, batch: Batch) -> Memory:
         """Joint encoding of text (B, S) and pictures (B, N, P, F) -> Memory over S + V positions."""

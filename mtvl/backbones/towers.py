@@ -58,7 +58,9 @@ class GridTower(nn.Module):
             raise ConfigError(f"unknown tower {name!r}; {near_names(name, TOWERS)}")
         self.name, self.config = name, TOWERS[name]
         config = self.config
-        trunk = ModifiedResNet(list(config.layers), output_dim=8, heads=1, image_size=config.image_size, width=config.width)
+        trunk = ModifiedResNet(
+            list(config.layers), output_dim=8, heads=1, image_size=config.image_size, width=config.width
+        )
         trunk.attnpool = None
         for stage in range(config.stage + 1, 5):
             setattr(trunk, f"layer{stage}", None)
@@ -95,15 +97,21 @@ class GridTower(nn.Module):
         else:
             import open_clip
 
-            state = open_clip.create_model({"rn50": "RN50", "rn101": "RN101"}[self.name], pretrained=weights).state_dict()
-        self._assign({k.removeprefix("visual."): v.float() for k, v in state.items() if k.startswith("visual.")}, weights)
+            state = open_clip.create_model(
+                {"rn50": "RN50", "rn101": "RN101"}[self.name], pretrained=weights
+            ).state_dict()
+        self._assign(
+            {k.removeprefix("visual."): v.float() for k, v in state.items() if k.startswith("visual.")}, weights
+        )
 
     def _assign(self, state: dict[str, torch.Tensor], source: str) -> None:
         own = self.trunk.state_dict()
         missing = sorted(set(own) - set(state))
         wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
         if missing or wrong:
-            raise CheckpointError(f"{source} is not a {self.name} tower: missing {missing[:3]}, other shape {wrong[:3]}")
+            raise CheckpointError(
+                f"{source} is not a {self.name} tower: missing {missing[:3]}, other shape {wrong[:3]}"
+            )
         self.trunk.load_state_dict({k: state[k] for k in own})
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -116,7 +124,9 @@ class GridTower(nn.Module):
     def preprocess(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """PIL pictures -> (n, 3, H, W) float32."""
         size = (self.config.image_size, self.config.image_size)
-        arrays = [np.asarray(im.convert("RGB").resize(size, Image.Resampling.BICUBIC), dtype=np.float32) for im in images]
+        arrays = [
+            np.asarray(im.convert("RGB").resize(size, Image.Resampling.BICUBIC), dtype=np.float32) for im in images
+        ]
         pixels = torch.from_numpy(np.stack(arrays)).div_(255).permute(0, 3, 1, 2)
         mean, std = torch.tensor(CLIP_MEAN).view(3, 1, 1), torch.tensor(CLIP_STD).view(3, 1, 1)
         return ((pixels - mean) / std).contiguous()

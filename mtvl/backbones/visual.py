@@ -24,7 +24,10 @@ class VisualEmbedding(nn.Module):
             raise ValueError(f"num_tokens must be a square number, found {num_tokens}")
         self.side = side
         self.features = nn.ModuleDict(
-            {kind: nn.Sequential(nn.Linear(width, d_model), nn.LayerNorm(d_model)) for kind, width in feature_widths.items()}
+            {
+                kind: nn.Sequential(nn.Linear(width, d_model), nn.LayerNorm(d_model))
+                for kind, width in feature_widths.items()
+            }
         )
         self.position = nn.Sequential(nn.Linear(5, d_model), nn.LayerNorm(d_model))
         self.image_order = nn.Embedding(num_images, d_model)

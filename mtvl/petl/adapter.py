@@ -60,7 +60,9 @@ class Adapter:
             if site.kind in PLACES:
                 width = self.config.bottleneck or site.d_out // self.config.reduction
                 if width < 1:
-                    raise PlanError(f"'petl.reduction' {self.config.reduction} leaves no bottleneck at {site.path} ({site.d_out})")
+                    raise PlanError(
+                        f"'petl.reduction' {self.config.reduction} leaves no bottleneck at {site.path} ({site.d_out})"
+                    )
                 halves = {
                     "down": (("weight", (width, site.d_out)), ("bias", (width,))),
                     "up": (("weight", (site.d_out, width)), ("bias", (site.d_out,))),

@@ -106,7 +106,9 @@ class Plan:
         rows: dict[tuple[str, str, str, str], list[int]] = {}
         for injection in self.injections:
             site = injection.site
-            parts = " + ".join(_part_text(name, injection.parts) for name in dict.fromkeys(p.name for p in injection.parts))
+            parts = " + ".join(
+                _part_text(name, injection.parts) for name in dict.fromkeys(p.name for p in injection.parts)
+            )
             cell = rows.setdefault(("add", site.stack, site.kind, parts), [0, 0])
             cell[0] += 1
             cell[1] += injection.count

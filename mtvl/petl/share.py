@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -19,7 +20,8 @@ class ActiveTask:
     """The task of the current micro-step. One object per model with one writer.
 
     It is set once per micro-step and not scoped: activation recompute runs in backward, after a context manager would
-    have ended.
+    have ended. A backbone that recomputes does so under `recompute_contexts`, so that a task set between forward and
+    backward cannot send a layer's second run through another task's parts.
     """
 
     def __init__(self, tasks: Sequence[str]) -> None:
@@ -29,6 +31,25 @@ class ActiveTask:
     def set(self, name: str) -> None:
         """Make `name` the active task; a task that the model was not built for is legal while all parts are shared."""
         self.name = name
+
+    def recompute_contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        """For torch's checkpoint, which asks at the first run of a layer: (context of it, context of its recompute)."""
+        return nullcontext(), _RunAs(self, self.name)
+
+
+class _RunAs(AbstractContextManager["_RunAs"]):
+    """Another task for a while; may be entered again (a graph can be walked twice)."""
+
+    def __init__(self, active: ActiveTask, name: str) -> None:
+        self.active, self.name, self.outer = active, name, ""
+
+    def __enter__(self) -> _RunAs:
+        self.outer = self.active.name
+        self.active.set(self.name)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.active.set(self.outer)
 
 
 def parts_over_tasks(halves: Mapping[str, Shapes], share: str, tasks: Sequence[str]) -> tuple[Part, ...]:

@@ -1,0 +1,1 @@
+"""The embedded data: small synthetic pictures with the four benchmarks in their official file formats."""

@@ -18,7 +18,8 @@ _DARK = ("red", "green", "blue", "purple", "brown", "black")  # colours that car
 _LIGHT_MARK, _DARK_MARK = (250, 250, 250), (70, 60, 30)
 _SIDE = {"small": 17, "large": 28}
 _ENLARGE = 4
-_RIM = 5  # enlarged pixels
+_RIM = {"small": 3, "large": 5}  # enlarged pixels
+_DOT_PERIOD = {"small": 4.6, "large": 5.6}
 
 
 def render(scene: Scene) -> Image.Image:
@@ -58,9 +59,12 @@ def _sprite(colour: str, shape: str, size: str, texture: str) -> Image.Image:
     body = Image.new("RGB", (large, large), RGB[colour])
     if texture != "plain":
         marks = Image.new("L", (large, large), 0)
-        (_stripes if texture == "striped" else _dots)(ImageDraw.Draw(marks), large)
+        if texture == "striped":
+            _stripes(ImageDraw.Draw(marks), large)
+        else:
+            _dots(ImageDraw.Draw(marks), large, _DOT_PERIOD[size] * _ENLARGE)
         # A rim in the object's own colour: without it a small striped star falls to pieces.
-        inside = ImageChops.darker(marks, mask.filter(ImageFilter.MinFilter(2 * _RIM + 1)))
+        inside = ImageChops.darker(marks, mask.filter(ImageFilter.MinFilter(2 * _RIM[size] + 1)))
         body.paste(_LIGHT_MARK if colour in _DARK else _DARK_MARK, (0, 0), inside)
     sprite = body.convert("RGBA")
     sprite.putalpha(mask)
@@ -75,8 +79,8 @@ def _stripes(draw: ImageDraw.ImageDraw, large: int) -> None:
         draw.rectangle([0, start, large, start + width - 1], fill=255)
 
 
-def _dots(draw: ImageDraw.ImageDraw, large: int) -> None:
-    period, radius = 5.6 * _ENLARGE, 1.5 * _ENLARGE
+def _dots(draw: ImageDraw.ImageDraw, large: int, period: float) -> None:
+    radius = 0.27 * period
     reach = int(large / period / 2) + 1
     for i in range(-reach, reach + 1):
         for j in range(-reach, reach + 1):

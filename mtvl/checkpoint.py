@@ -1,0 +1,244 @@
+"""Resume states on disk: written atomically, verified before use, kept in number.
+
+A run folder holds `checkpoints/step_N/` with whatever the writers put there, `state.json` (step, fingerprints, progress)
+and `manifest.json` (size and sha256 of every other file). A folder under its final name is complete: it is written as
+`step_N.tmp`, flushed to the disk and renamed. All functions with ranks in mind decide on rank 0 and tell the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mtvl import dist
+from mtvl.errors import CheckpointError, MtvlError
+
+FORMAT = 1
+FOLDER, MANIFEST, STATE, DONE = "checkpoints", "manifest.json", "state.json", "DONE"
+STEP_NAME = re.compile(r"step_(\d+)")
+UNFINISHED = (".tmp", ".old")
+
+log = logging.getLogger(__name__)
+
+
+def write_checkpoint(
+    run: Path,
+    step: int,
+    writer: Callable[[Path], None],
+    fingerprints: Mapping[str, str],
+    progress: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write `run/checkpoints/step_N` and return it. Collective.
+
+    `writer(folder)` is called on all ranks and puts files into the temporary folder (rank 0's share and its own).
+    `fingerprints` name what the state belongs to (base weights, plan, tasks, groups) and are compared on resume;
+    `progress` is plain JSON of the caller. Raises CheckpointError on all ranks when any rank fails; the checkpoints
+    that were there stay as they are.
+    """
+    final = run / FOLDER / f"step_{step}"
+    folder = final.with_name(final.name + ".tmp")
+    _together(lambda: _make_empty(folder) if dist.is_main() else None)
+    _together(lambda: writer(folder))
+    state = {"format": FORMAT, "step": step, "fingerprints": dict(fingerprints), "progress": dict(progress or {})}
+    _together(lambda: _seal(folder, final, state) if dist.is_main() else None)
+    return final
+
+
+def _together(action: Callable[[], None]) -> None:
+    """Run `action` on every rank and raise on all when it failed on any; also a barrier."""
+    failure = None
+    try:
+        action()
+    except (OSError, MtvlError) as error:
+        failure = f"rank {dist.rank()}: {error}"
+    failures = [f for f in dist.gather_objects(failure) if f]
+    if failures:
+        raise CheckpointError("the checkpoint was not written; " + "; ".join(failures))
+
+
+def _make_empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _seal(folder: Path, final: Path, state: Mapping[str, Any]) -> None:
+    (folder / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    entries = {str(p.relative_to(folder)): {"size": p.stat().st_size, "sha256": _sha256(p)} for p in files}
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps({"format": FORMAT, "files": entries}, indent=1), encoding="utf-8")
+    for path in [*files, manifest, folder]:
+        _flush(path)
+    if final.exists():  # the same step again, after a resume from an older checkpoint
+        retired = final.with_name(final.name + ".old")
+        shutil.rmtree(retired, ignore_errors=True)
+        os.replace(final, retired)
+        os.replace(folder, final)
+        shutil.rmtree(retired)
+    else:
+        os.replace(folder, final)
+    _flush(final.parent)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None when every file of its manifest is there, whole and unchanged."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        for name, entry in files.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != entry["size"]:
+                return f"{name} has {path.stat().st_size} bytes, expected {entry['size']}"
+            if _sha256(path) != entry["sha256"]:
+                return f"{name} was changed (sha256 differs)"
+        if STATE not in files:
+            return f"{MANIFEST} does not list {STATE}"
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"
+    return None
+
+
+def steps_of(run: Path) -> list[int]:
+    """Steps of the checkpoints under their final names, in order; nothing is verified."""
+    matches = (STEP_NAME.fullmatch(p.name) for p in (run / FOLDER).glob("step_*") if p.is_dir())
+    return sorted(int(m[1]) for m in matches if m)
+
+
+def find_resumable(run: Path) -> tuple[Path, int] | None:
+    """The newest undamaged checkpoint of a run and its step, or None. The same on all ranks; warns of damaged ones."""
+    found = None
+    if dist.is_main():
+        for step in reversed(steps_of(run)):
+            folder = run / FOLDER / f"step_{step}"
+            problem = damage(folder)
+            if problem is None:
+                found = (str(folder), step)
+                break
+            log.warning("skipping damaged checkpoint %s: %s", folder, problem)
+    found = dist.broadcast_object(found)
+    return None if found is None else (Path(found[0]), int(found[1]))
+
+
+def open_checkpoint(folder: Path) -> tuple[Path, int]:
+    """Verify an explicitly named checkpoint (`.../step_N`, or a run folder: its newest) and return it with its step.
+
+    Raises CheckpointError on all ranks when it is missing or damaged: a named checkpoint is never replaced by another.
+    """
+    if not STEP_NAME.fullmatch(folder.name):
+        found = find_resumable(folder)
+        if found is None:
+            raise CheckpointError(f"no usable checkpoint in {folder / FOLDER}; expected folders named step_N")
+        return found
+    problem = None
+    if dist.is_main():
+        problem = damage(folder) if folder.is_dir() else "there is no such folder"
+    problem = dist.broadcast_object(problem)
+    if problem is not None:
+        raise CheckpointError(f"cannot resume from {folder}: {problem}")
+    return folder, int(folder.name.removeprefix("step_"))
+
+
+def resolve_resume(mode: str, run: Path) -> tuple[Path, int] | None:
+    """What `--resume auto|never|DIR` means for a run folder: the checkpoint and its step, or None for a fresh start."""
+    if mode == "never":
+        return None
+    if mode != "auto":
+        return open_checkpoint(Path(mode))
+    found = find_resumable(run)
+    if dist.is_main():
+        log.info("resuming from %s", found[0]) if found else log.info("no checkpoint in %s: starting fresh", run)
+    return found
+
+
+def read_state(folder: Path, fingerprints: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Content of `state.json`; with `fingerprints` given, CheckpointError names the first that differs, with values."""
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"cannot read {folder / STATE}: {error}") from None
+    if state.get("format") != FORMAT:
+        raise CheckpointError(f"{folder / STATE}: expected format {FORMAT}, found {state.get('format')}")
+    if fingerprints is not None:
+        saved = state["fingerprints"]
+        for name in [*saved, *(n for n in fingerprints if n not in saved)]:
+            if saved.get(name) != fingerprints.get(name):
+                raise CheckpointError(
+                    f"{folder} belongs to another run: '{name}' was {saved.get(name, '(absent)')} when it was saved "
+                    f"and is {fingerprints.get(name, '(absent)')} now"
+                )
+    return state
+
+
+def retain(run: Path, keep_last: int, protected: Iterable[int] = ()) -> list[int]:
+    """Delete all but the newest `keep_last` checkpoints and the `protected` steps; returns the deleted steps.
+
+    Name the best checkpoint and the one that was resumed from in `protected`. Acts on rank 0 only.
+    """
+    if not dist.is_main():
+        return []
+    steps = steps_of(run)
+    kept = {*steps[len(steps) - min(max(keep_last, 1), len(steps)) :], *protected}
+    deleted = [step for step in steps if step not in kept]
+    for step in deleted:
+        folder = run / FOLDER / f"step_{step}"
+        retired = folder.with_name(folder.name + ".old")  # a half-deleted folder must not look like a checkpoint
+        os.replace(folder, retired)
+        shutil.rmtree(retired)
+    return deleted
+
+
+def remove_unfinished(run: Path) -> None:
+    """Delete what a killed process left (`step_N.tmp`, `step_N.old`). Call at the start of a run; acts on rank 0.
+
+    A `.old` folder whose step has no other folder is the state before a rename that never came: it is put back.
+    """
+    if dist.is_main():
+        for folder in sorted((run / FOLDER).glob("step_*")):
+            if folder.suffix not in UNFINISHED:
+                continue
+            final = folder.with_suffix("")
+            if folder.suffix == ".old" and not final.exists() and damage(folder) is None:
+                os.replace(folder, final)
+            else:
+                shutil.rmtree(folder)
+    dist.barrier()
+
+
+def write_done(run: Path, step: int, metrics: Mapping[str, Any]) -> None:
+    """Write the record that proves completion, atomically, on rank 0."""
+    if dist.is_main():
+        draft = run / (DONE + ".tmp")
+        draft.write_text(json.dumps({"step": step, "metrics": dict(metrics)}, indent=1), encoding="utf-8")
+        _flush(draft)
+        os.replace(draft, run / DONE)
+        _flush(run)
+    dist.barrier()
+
+
+def read_done(run: Path) -> dict[str, Any] | None:
+    """Content of the `DONE` record of a finished run, or None."""
+    path = run / DONE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

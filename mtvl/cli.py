@@ -1,0 +1,178 @@
+"""The command line: `mtvl VERB`; launch/train.py and launch/evaluate.py are the first two verbs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mtvl.config import load_run_config
+from mtvl.errors import ConfigError, MtvlError, near_names
+
+RECIPES = Path(__file__).resolve().parents[1] / "launch" / "recipes"
+DEFAULT_RECIPE = RECIPES / "tiny.yaml"
+
+
+def _split(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tasks", type=_split, default=[], help="comma-separated names of files in tasks/")
+    parser.add_argument(
+        "--recipe", type=Path, default=DEFAULT_RECIPE, help="a complete run; default: a small one for CPUs"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. optim.lr=3e-4 petl.share=none")
+
+
+def train_parser() -> argparse.ArgumentParser:
+    """Flags of `train`; a test holds the list."""
+    parser = argparse.ArgumentParser(prog="train", description="Train one model on several tasks jointly.")
+    _recipe_arguments(parser)
+    parser.add_argument(
+        "--run", type=Path, default=None, help="run folder; default: runs/RECIPE-TIME, linked as runs/latest"
+    )
+    parser.add_argument("--resume", default="auto", help="auto | never | a checkpoint folder")
+    parser.add_argument("--local_rank", type=int, default=None, help="set by launchers; the environment wins")
+    return parser
+
+
+def evaluate_parser() -> argparse.ArgumentParser:
+    """Flags of `evaluate`."""
+    parser = argparse.ArgumentParser(prog="evaluate", description="Score one shared checkpoint on several tasks.")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="a run folder or an export folder")
+    parser.add_argument("--tasks", type=_split, default=[], help="default: the tasks that it was trained on")
+    parser.add_argument("--split", default="test", help="train, val, test or another split of the task files")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file; default: eval.json in the run folder")
+    parser.add_argument("--local_rank", type=int, default=None, help="set by launchers; the environment wins")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.root=/data evaluate.batch=256")
+    return parser
+
+
+def run_train(arguments: Sequence[str]) -> int:
+    """`train`."""
+    args = train_parser().parse_intermixed_args(arguments)
+    config = load_run_config(args.recipe, args.tasks, args.overrides)
+    from mtvl.engine import start  # slow imports only after the recipe has been checked
+    from mtvl.train import run_folder, train
+
+    start(local_rank=args.local_rank)
+    return train(config, run_folder(args.run, args.recipe), resume=args.resume).code
+
+
+def run_evaluate(arguments: Sequence[str]) -> int:
+    """`evaluate`."""
+    args = evaluate_parser().parse_intermixed_args(arguments)
+    from mtvl.engine import start
+    from mtvl.evaluate import evaluate
+
+    start(local_rank=args.local_rank)
+    evaluate(args.checkpoint, args.tasks, split=args.split, out=args.out, overrides=args.overrides)
+    return 0
+
+
+def run_plan(arguments: Sequence[str]) -> int:
+    """`plan`: the injection table with integers, from configurations alone."""
+    parser = argparse.ArgumentParser(
+        prog="mtvl plan", description="Print what a method adds and trains; needs no weights."
+    )
+    _recipe_arguments(parser)
+    args = parser.parse_intermixed_args(arguments)
+    config = load_run_config(args.recipe, args.tasks, args.overrides)
+    from mtvl.model import make_plan
+
+    print(make_plan(config).table())
+    return 0
+
+
+def run_inspect(arguments: Sequence[str]) -> int:
+    """`inspect task=vqa index=3`: the path of one real sample."""
+    parser = argparse.ArgumentParser(
+        prog="mtvl inspect", description="Print the path of one real sample: row, text, shapes, labels, loss.",
+        usage="mtvl inspect task=NAME [index=N] [split=train] [checkpoint=RUN] [--recipe FILE] [key=value ...]",
+    )  # fmt: skip
+    _recipe_arguments(parser)
+    args = parser.parse_intermixed_args(arguments)
+    own, rest = {"task": "", "index": "0", "split": "train", "checkpoint": ""}, []
+    for item in args.overrides:
+        key, _, value = item.partition("=")
+        if key in own:
+            own[key] = value
+        else:
+            rest.append(item)
+    if not own["task"] and len(args.tasks) != 1:
+        raise ConfigError("which task? give task=NAME, e.g. mtvl inspect task=vqa index=3")
+    if not own["index"].lstrip("-").isdigit():
+        raise ConfigError(f"'index' expects an integer, found {own['index']!r}")
+    from mtvl.engine import start
+    from mtvl.inspecting import inspect_sample
+
+    start()
+    task = own["task"] or args.tasks[0]
+    config = load_run_config(args.recipe, [task], rest)
+    print(inspect_sample(config, task, int(own["index"]), own["split"], own["checkpoint"]))
+    return 0
+
+
+def run_predict(arguments: Sequence[str]) -> int:
+    """`predict`: picture and question in, answer out."""
+    parser = argparse.ArgumentParser(
+        prog="mtvl predict", description="Answer for one picture (or two) with a trained checkpoint."
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="a run folder or an export folder")
+    parser.add_argument("--task", required=True, help="the task whose prompt, decoding and adapters are used")
+    parser.add_argument("--image", type=Path, action="append", default=[], help="picture file; twice for two pictures")
+    parser.add_argument("--text", default="", help="question or statement")
+    args = parser.parse_args(arguments)
+    from mtvl.engine import start
+    from mtvl.inspecting import predict_one
+
+    start()
+    print(predict_one(args.checkpoint, args.task, args.image, args.text))
+    return 0
+
+
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": run_train,
+    "evaluate": run_evaluate,
+    "predict": run_predict,
+    "inspect": run_inspect,
+    "plan": run_plan,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb. Errors that a user can mend are printed without a traceback; the exit code is then 2."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        lines = [f"  {name:9} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
+        print("usage: mtvl VERB ...\n\n" + "\n".join(lines) + "\n\nmtvl VERB --help lists the flags of a verb.")
+        return 0 if arguments else 2
+    code = 1
+    try:
+        if arguments[0] not in VERBS:
+            raise ConfigError(f"unknown verb {arguments[0]!r}; {near_names(arguments[0], VERBS)}")
+        code = VERBS[arguments[0]](arguments[1:])
+    except MtvlError as error:
+        print(f"mtvl: error: {error}", file=sys.stderr, flush=True)
+        code = 2
+    except SystemExit as error:  # argparse
+        code = error.code if isinstance(error.code, int) else 2
+    except BaseException:
+        traceback.print_exc()
+    return _finish(code)
+
+
+def _finish(code: int) -> int:
+    """End the process group, where there is one, so that no rank is left waiting."""
+    module = sys.modules.get("mtvl.engine")
+    if module is not None and "RANK" in os.environ:
+        module.finish(code)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,267 @@
+"""Examples to a Batch: the only place that tokenizes, truncates, pads, draws a target and loads visual features."""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import accumulate
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from mtvl.data.schedule import stable_bits
+from mtvl.errors import ConfigError, DataError, near_names
+from mtvl.types import KEEP, Batch, Example, Limits, Segment, Target, Tokenizer
+
+IGNORE = -100
+_CACHE_TEXTS = 2**18  # of sources and of targets; about 300 bytes each
+
+
+class FeatureSource(Protocol):
+    """Where visual features come from; `mtvl.data.features.FeatureStore` is one."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(P, F) of a picture."""
+
+    def get(self, paths: Sequence[str]) -> torch.Tensor:
+        """(len(paths), P, F) float32."""
+
+
+class Encoded(NamedTuple):
+    """Wrapped ids of a text, int64, and what the limit cost: tokens cut in all, and those of segments to be kept."""
+
+    ids: np.ndarray
+    num_cut: int
+    num_cut_keep: int
+
+
+class Collator:
+    """Makes batches with `tokenizer` under the `limits` of each task; safe to call from several threads.
+
+    `features` may be None when no task has pictures. `text_only` puts zeros in place of features without reading any.
+    `multiple_of` rounds padded lengths up. `seed` decides, with task, uid and epoch, which target is drawn, so the draw
+    is the same for any number of ranks, micro-batches and workers.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        features: FeatureSource | None,
+        limits: Mapping[str, Limits],
+        *,
+        seed: int = 0,
+        text_only: bool = False,
+        multiple_of: int = 1,
+    ) -> None:
+        for task, limit in limits.items():
+            for name, tokens in (("source_tokens", limit.source_tokens), ("target_tokens", limit.target_tokens)):
+                if tokens < 0 or 0 < tokens <= tokenizer.num_special:
+                    raise ConfigError(f"task '{task}': '{name}' is {tokens}, expected 0 (no limit) or more than the "
+                                      f"{tokenizer.num_special} special tokens of this backbone")  # fmt: skip
+        self._tokenizer, self._features, self._limits = tokenizer, features, dict(limits)
+        self._seed, self._text_only, self._multiple_of = seed, text_only, multiple_of
+        # Fast tokenizers refuse to be used by two threads at once ("Already borrowed").
+        self._tokenizer_lock = threading.Lock()
+        self._source = lru_cache(maxsize=_CACHE_TEXTS)(self._encode_source)
+        self._target = lru_cache(maxsize=_CACHE_TEXTS)(self._encode_target)
+        self._counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        self._counts_lock = threading.Lock()
+
+    def collate(
+        self, task: str, examples: Sequence[Example], *, epoch_keys: Sequence[int] | None = None, training: bool
+    ) -> Batch:
+        """Batch of B = len(examples) rows of one task.
+
+        In training one target per row is drawn for its epoch in `epoch_keys` (length B, required); otherwise the row
+        holds its heaviest target, or -100 throughout when it has none. Raises DataError for a training example without
+        targets and for rows with different numbers of pictures, ConfigError for an unknown task.
+        """
+        if not examples:
+            raise ValueError("a batch needs at least one example")
+        limits = self._limits_of(task)
+        if training:
+            targets = self._draw_all(examples, epoch_keys)
+        else:
+            targets = [max(e.targets, key=lambda t: t.weight) if e.targets else None for e in examples]
+        sources = [self._source(e.segments, limits.source_tokens) for e in examples]
+        wanted = [self._target(t.text, limits.target_tokens) if t else None for t in targets]
+        source_ids, source_mask = self._pad([s.ids for s in sources], self._tokenizer.pad_id)
+        target_ids, target_mask = self._pad([w.ids if w else _NO_IDS for w in wanted], IGNORE)
+        self._count(task, sources, wanted, source_mask, target_mask)
+        return Batch(
+            task=task,
+            uids=tuple(e.uid for e in examples),
+            source_ids=source_ids,
+            source_mask=source_mask,
+            features=self._load_features(examples),
+            target_ids=target_ids,
+            target_weights=torch.tensor([t.weight if t else 0.0 for t in targets], dtype=torch.float32),
+        )
+
+    def num_target_tokens(self, task: str, examples: Sequence[Example], epoch_keys: Sequence[int]) -> int:
+        """Target tokens of these training rows, special tokens included, without making a batch.
+
+        Every rank can so count a whole slot by itself: the "token_mean" denominator needs no communication.
+        """
+        limit = self._limits_of(task).target_tokens
+        return sum(len(self._target(t.text, limit).ids) for t in self._draw_all(examples, epoch_keys))
+
+    def stats(self) -> dict[str, dict[str, float]]:
+        """Per task since the start: rows, padding shares, and rows that lost tokens to the limits.
+
+        "source_padding" and "target_padding" are shares of padded cells; "cut_keep" counts rows that lost tokens of
+        segments which should never lose any.
+        """
+        result = {}
+        with self._counts_lock:
+            for task, c in self._counts.items():
+                result[task] = {
+                    "rows": c["rows"],
+                    "source_padding": 1 - c["source_tokens"] / max(1, c["source_cells"]),
+                    "target_padding": 1 - c["target_tokens"] / max(1, c["target_cells"]),
+                    "cut_sources": c["cut_sources"],
+                    "cut_keep": c["cut_keep"],
+                    "cut_targets": c["cut_targets"],
+                }
+        return result
+
+    def _limits_of(self, task: str) -> Limits:
+        try:
+            return self._limits[task]
+        except KeyError:
+            raise ConfigError(f"the collator has no task '{task}'; {near_names(task, self._limits)}") from None
+
+    def _draw_all(self, examples: Sequence[Example], epoch_keys: Sequence[int] | None) -> list[Target]:
+        if epoch_keys is None or len(epoch_keys) != len(examples):
+            raise ValueError(f"training needs an epoch for each of {len(examples)} examples, found {epoch_keys}")
+        return [draw_target(e, self._seed, epoch) for e, epoch in zip(examples, epoch_keys, strict=True)]
+
+    def _tokens(self, text: str) -> list[int]:
+        with self._tokenizer_lock:
+            return self._tokenizer.encode(text)
+
+    def _encode_source(self, segments: tuple[Segment, ...], limit: int) -> Encoded:
+        ids = self._tokens("".join(s.text for s in segments))
+        room = limit - self._tokenizer.num_special if limit else len(ids)
+        cut = len(ids) - room
+        if cut <= 0:
+            return Encoded(np.array(self._tokenizer.wrap(ids), dtype=np.int64), 0, 0)
+        kept, cut_keep = _shorten(ids, self._spans(ids, segments), segments, cut)
+        return Encoded(np.array(self._tokenizer.wrap(kept), dtype=np.int64), cut, cut_keep)
+
+    def _spans(self, ids: list[int], segments: Sequence[Segment]) -> list[int]:
+        """End of each segment in the ids of the joined text.
+
+        The text is tokenized as a whole, as it is when it fits. A segment ends where the ids of the text up to its end
+        stop agreeing with those of the whole: a token that reaches over a border belongs to the segment after it.
+        """
+        ends, text = [], ""
+        for segment in segments[:-1]:
+            text += segment.text
+            prefix = self._tokens(text)
+            agree = next((i for i, (a, b) in enumerate(zip(prefix, ids, strict=False)) if a != b), len(prefix))
+            ends.append(min(agree, len(ids)))
+        return [*ends, len(ids)]
+
+    def _encode_target(self, text: str, limit: int) -> Encoded:
+        ids = self._tokens(text)
+        kept = ids[: limit - self._tokenizer.num_special] if limit else ids
+        return Encoded(np.array(self._tokenizer.wrap(kept), dtype=np.int64), len(ids) - len(kept), 0)
+
+    def _pad(self, rows: Sequence[np.ndarray], fill: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Right-padded ids (B, longest) int64 and their mask (bool); at least one column."""
+        lengths = np.array([len(row) for row in rows])
+        width = -(-max(1, int(lengths.max())) // self._multiple_of) * self._multiple_of
+        mask = np.arange(width) < lengths[:, None]
+        ids = np.full(mask.shape, fill, dtype=np.int64)
+        ids[mask] = np.concatenate(rows)
+        return torch.from_numpy(ids), torch.from_numpy(mask)
+
+    def _load_features(self, examples: Sequence[Example]) -> torch.Tensor:
+        num_pictures = len(examples[0].visual.images)
+        for e in examples:
+            if len(e.visual.images) != num_pictures:
+                raise DataError(
+                    f"task '{e.task}': all examples need the same number of pictures; '{examples[0].uid}' has "
+                    f"{num_pictures}, '{e.uid}' has {len(e.visual.images)}"
+                )
+        if num_pictures == 0:
+            return torch.zeros(len(examples), 0, 0, 0)
+        if self._features is None:
+            raise ConfigError(f"task '{examples[0].task}' has pictures, but the collator was made without a feature "
+                              "source")  # fmt: skip
+        shape = (len(examples), num_pictures, *self._features.grid)
+        if self._text_only:
+            return torch.zeros(shape)
+        return self._features.get([path for e in examples for path in e.visual.images]).view(shape)
+
+    def _count(
+        self,
+        task: str,
+        sources: Sequence[Encoded],
+        targets: Sequence[Encoded | None],
+        source_mask: torch.Tensor,
+        target_mask: torch.Tensor,
+    ) -> None:
+        found = {
+            "rows": len(sources),
+            "source_tokens": sum(len(s.ids) for s in sources),
+            "source_cells": source_mask.numel(),
+            "target_tokens": sum(len(t.ids) for t in targets if t),
+            "target_cells": target_mask.numel(),
+            "cut_sources": sum(s.num_cut > 0 for s in sources),
+            "cut_keep": sum(s.num_cut_keep > 0 for s in sources),
+            "cut_targets": sum(t.num_cut > 0 for t in targets if t),
+        }
+        with self._counts_lock:
+            counts = self._counts[task]
+            for name, value in found.items():
+                counts[name] += value
+
+
+_NO_IDS = np.empty(0, dtype=np.int64)
+
+
+def draw_target(example: Example, seed: int, epoch: int) -> Target:
+    """One target with probability proportional to its weight: a pure function of (seed, task, uid, epoch).
+
+    Targets of weight 0 are drawn only when there is no other ("no valid answer" is an empty text of weight 0). Raises
+    DataError when the example has none.
+
+    *Source:* VL-Adapter draws one answer by its soft score; there the draw hangs on a worker's generator.
+    """
+    targets = example.targets
+    if not targets:
+        raise DataError(f"task '{example.task}': example '{example.uid}' has no targets and cannot be trained on; "
+                        "train on an annotated split")  # fmt: skip
+    if len(targets) == 1:
+        return targets[0]
+    sums = list(accumulate(t.weight for t in targets))
+    if not sums[-1] > 0:
+        return targets[0]
+    # 52 bits, not 53: the product must stay below the last sum after rounding.
+    point = (stable_bits(seed, "target", example.task, example.uid, epoch) >> 76) / 2**52 * sums[-1]
+    return targets[bisect_right(sums, point)]
+
+
+def _shorten(ids: list[int], ends: Sequence[int], segments: Sequence[Segment], cut: int) -> tuple[list[int], int]:
+    """`ids` without `cut` tokens, and how many of those came from segments to be kept.
+
+    The lowest priority loses first, the last segment among equals, each from its end; what is left to cut after that
+    goes from the end of the text.
+    """
+    starts = [0, *ends[:-1]]
+    keep = [True] * len(ids)
+    for i in sorted(range(len(segments)), key=lambda i: (segments[i].priority, -i)):
+        if segments[i].priority >= KEEP:
+            break
+        lost = min(cut, max(0, ends[i] - starts[i]))
+        keep[ends[i] - lost : ends[i]] = [False] * lost
+        cut -= lost
+    kept = [token for token, is_kept in zip(ids, keep, strict=True) if is_kept]
+    return (kept[:-cut], cut) if cut else (kept, 0)

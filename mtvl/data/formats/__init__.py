@@ -1,0 +1,23 @@
+"""Readers of the benchmarks' official files: one module a format, plain rows out.
+
+A reader is a class with `roles` (role -> is it required) whose first entry is the file that holds the rows, and
+`read(files, root)` that maps role -> files to rows. `files` hold absolute paths below `root`.
+"""
+
+from __future__ import annotations
+
+from mtvl.registry import Registry
+
+FORMATS = Registry(
+    "data format",
+    {
+        "vqa_official": "mtvl.data.formats.vqa_official:VQAOfficial",
+        "vqa_karpathy": "mtvl.data.formats.vqa_karpathy:VQAKarpathy",
+        "gqa_official": "mtvl.data.formats.gqa_official:GQAOfficial",
+        "gqa_vl_adapter": "mtvl.data.formats.gqa_vl_adapter:GQAVLAdapter",
+        "nlvr2_official": "mtvl.data.formats.nlvr2_official:NLVR2Official",
+        "nlvr2_vl_adapter": "mtvl.data.formats.nlvr2_vl_adapter:NLVR2VLAdapter",
+        "coco_karpathy": "mtvl.data.formats.coco_karpathy:COCOKarpathy",
+        "coco_captions": "mtvl.data.formats.coco_captions:COCOCaptions",
+    },
+)

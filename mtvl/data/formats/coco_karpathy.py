@@ -1,0 +1,56 @@
+"""COCO captions in the Karpathy split (`dataset_coco.json`; the Flickr files have the same form).
+
+*Source:* cs.stanford.edu/people/karpathy/deepimagesent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mtvl.data.formats.records import Record, once_each, read_json
+from mtvl.data.formats.rows import CaptionRow
+
+SPLITS = ("train", "restval", "val", "test")
+
+
+class COCOKarpathy:
+    """Reader of one file that holds all splits; `restval` counts as training data."""
+
+    roles: Mapping[str, bool] = {"rows": True}
+
+    def read(self, files: Mapping[str, Sequence[Path]], split: str) -> list[CaptionRow]:
+        """One row a picture of `split` in file order. Picture fields: filepath and filename."""
+        records = [r for f in files["rows"] for r in Record(f, "", read_json(f)).records("images")]
+        pairs = once_each(((r.key("cocoid", "imgid"), r) for r in records), "picture id")
+        rows = [_row(uid, record) for uid, record in pairs]
+        list(once_each(((i, _at(r)) for r in rows for i, _ in r.captions), "sentid"))
+        chosen = [row for row in rows if row.split == split]
+        if not chosen:
+            raise Record(files["rows"][0], "", {}).error(
+                f"expected pictures of the split {split!r}, found none among {len(rows)} pictures"
+            )
+        return chosen
+
+
+def _at(row: CaptionRow) -> Record:
+    return Record(row.file, row.place, {})
+
+
+def _row(uid: str, record: Record) -> CaptionRow:
+    split = record.text("split")
+    if split not in SPLITS:
+        raise record.error(f"expected 'split' to be one of {', '.join(SPLITS)}, found {split!r}")
+    sentences = record.records("sentences")
+    captions = [
+        (s.key("sentid") if s.has("sentid") else f"{uid}-{number}", s.text("raw")) for number, s in enumerate(sentences)
+    ]
+    filepath = record.optional_text("filepath") or ""
+    return CaptionRow(
+        file=record.file,
+        place=record.place,
+        uid=uid,
+        pictures=({"filepath": filepath, "filename": record.text("filename")},),
+        captions=tuple(captions),
+        split="train" if split == "restval" else split,
+    )

@@ -1,0 +1,200 @@
+"""Reading JSON strictly: every fault becomes a DataError with file, row, expectation and finding."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtvl.errors import DataError
+
+
+def read_json(file: Path) -> Any:
+    """Parse a UTF-8 JSON file; refuses NaN and infinities, keys that stand twice in an object, and other encodings."""
+    return _parse(_read_text(file), file, None)
+
+
+def read_json_list(file: Path) -> list[Record]:
+    """Records of a JSON file that is one list of objects."""
+    return records_of(read_json(file), file)
+
+
+def read_json_lines(file: Path) -> list[Record]:
+    """Parse a file of one JSON object a line (blank lines are skipped); places are line numbers from 1."""
+    records = [
+        Record(file, f"line {number}", _parse(line, file, f"line {number}"))
+        for number, line in enumerate(_read_text(file).split("\n"), start=1)
+        if line.strip()
+    ]
+    if not records:
+        raise DataError("expected one JSON object a line, found an empty file", file=file)
+    return records
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise DataError("expected this file, found none; check `data.root`", file=file) from None
+    except IsADirectoryError:
+        raise DataError("expected a file, found a folder", file=file) from None
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"expected UTF-8, found other bytes at position {error.start}; convert the file", file=file
+        ) from None
+
+
+def _parse(text: str, file: Path, place: str | None) -> Any:
+    def refuse(word: str) -> Any:
+        raise DataError(f"expected a finite number, found {word}; mend the file", file=file, row=place)
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) != len(pairs):
+            names = [k for k, _ in pairs]
+            twice = next(n for n in names if names.count(n) > 1)
+            raise DataError(f"expected every key once, found {twice!r} twice; mend the file", file=file, row=place)
+        return values
+
+    try:
+        return json.loads(text, parse_constant=refuse, object_pairs_hook=once)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"expected JSON, found a fault in line {error.lineno} column {error.colno} of {len(text)} characters "
+            f"({error.msg}); a file cut short ends like this: fetch it again",
+            file=file, row=place,
+        ) from None  # fmt: skip
+    except RecursionError:
+        raise DataError("expected JSON of ordinary depth, found hundreds of nested levels", file=file) from None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One JSON object and its place; the getters check presence and type."""
+
+    file: Path
+    place: str
+    values: Any
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.values, dict):
+            raise self.error(f"expected an object of keys and values, found {describe(self.values)}")
+
+    def error(self, message: str) -> DataError:
+        """A DataError at this row."""
+        return DataError(message, file=self.file, row=self.place)
+
+    def has(self, key: str) -> bool:
+        """True when `key` is present and not null."""
+        return self.values.get(key) is not None
+
+    def need(self, *keys: str) -> Any:
+        """The value of the first of `keys` that is present."""
+        for key in keys:
+            if self.has(key):
+                return self.values[key]
+        found = ", ".join(sorted(map(str, self.values))) or "no field"
+        raise self.error(f"expected the field {' or '.join(map(repr, keys))}, found {found}")
+
+    def text(self, *keys: str) -> str:
+        """A string that is not blank, stripped."""
+        value = self.need(*keys)
+        if not isinstance(value, str):
+            raise self.error(f"expected text in {keys[0]!r}, found {describe(value)}")
+        if not value.strip():
+            raise self.error(f"expected text in {keys[0]!r}, found only blanks")
+        return value.strip()
+
+    def key(self, *keys: str) -> str:
+        """An id: a whole number, or text that is not blank."""
+        value = self.need(*keys)
+        if isinstance(value, bool) or not isinstance(value, (int, str)) or not str(value).strip():
+            raise self.error(f"expected an id (whole number or text) in {keys[0]!r}, found {describe(value)}")
+        return str(value).strip()
+
+    def integer(self, key: str) -> int:
+        """A whole number, or text that spells one."""
+        value = self.key(key)
+        if not (value.isascii() and value.lstrip("-").isdigit()):
+            raise self.error(f"expected a whole number in {key!r}, found {value!r}")
+        return int(value)
+
+    def records(self, key: str) -> list[Record]:
+        """A list of objects that is not empty."""
+        return records_of(self.need(key), self.file, f"{self.place}.{key}" if self.place else key)
+
+    def optional_text(self, key: str) -> str | None:
+        """Text, or None when absent or null."""
+        if not self.has(key):
+            return None
+        value = self.values[key]
+        if not isinstance(value, str):
+            raise self.error(f"expected text or null in {key!r}, found {describe(value)}")
+        return value
+
+
+def records_of(values: Any, file: Path, place: str = "") -> list[Record]:
+    """Wrap a list of objects; DataError when it is no list or empty."""
+    if not isinstance(values, list):
+        raise DataError(f"expected a list of rows, found {describe(values)}", file=file, row=place or None)
+    if not values:
+        raise DataError("expected rows, found an empty list", file=file, row=place or None)
+    return [Record(file, f"{place}[{i}]", value) for i, value in enumerate(values)]
+
+
+def label_scores(record: Record, key: str = "label") -> dict[str, float]:
+    """A mapping answer -> score in 0..1."""
+    label = record.need(key)
+    if not isinstance(label, dict):
+        raise record.error(f"expected answers with scores in {key!r}, found {describe(label)}")
+    for answer, score in label.items():
+        if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
+            raise record.error(f"expected a score for {answer!r}, found {describe(score)}")
+        if not 0 <= score <= 1:
+            raise record.error(f"expected a score in 0..1 for {answer!r}, found {score}")
+    return {str(answer): float(score) for answer, score in label.items()}
+
+
+def describe(value: Any) -> str:
+    """Short words for a found value: type and beginning."""
+    if value is None:
+        return "null"
+    kind = {dict: "an object", list: "a list", str: "text", bool: "a truth value"}.get(type(value), "a number")
+    text = repr(value)
+    return f"{kind} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def once_each(records: Iterable[tuple[str, Record]], what: str) -> Iterator[tuple[str, Record]]:
+    """Pass (id, record) pairs on; DataError at the second row of an id, naming the first."""
+    seen: dict[str, str] = {}
+    for uid, record in records:
+        where = f"{record.file.name} {record.place}"
+        if uid in seen:
+            raise record.error(f"expected every {what} once, found {uid} again (first at {seen[uid]})")
+        seen[uid] = where
+        yield uid, record
+
+
+def same_ids(expected: Iterable[str], found: Iterable[str], file: Path, what: str, *, extra_is_fault: bool) -> None:
+    """DataError with counts unless every expected id is found (and, on wish, no other)."""
+    wanted, there = list(expected), set(found)
+    missing = [i for i in wanted if i not in there]
+    extra = sorted(there - set(wanted)) if extra_is_fault else []
+    if missing or extra:
+        examples = f"; missing e.g. {', '.join(missing[:3])}" if missing else ""
+        examples += f"; not expected e.g. {', '.join(extra[:3])}" if extra else ""
+        raise DataError(
+            f"expected {what} for {len(wanted)} questions, found {len(wanted) - len(missing)}, missing {len(missing)}, "
+            f"not expected {len(extra)}{examples}; questions and annotations must come from one release",
+            file=file,
+        )
+
+
+def picture_fields(name: str) -> Mapping[str, Any]:
+    """Pattern fields of a picture called `name`; ids like COCO_train2014_000000000009 also say their folder."""
+    parts = name.split("_")
+    folder = parts[1] if len(parts) == 3 and parts[0] == "COCO" else ""
+    return {"name": name, "folder": folder}

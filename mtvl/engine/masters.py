@@ -1,0 +1,124 @@
+"""Full fp32 weights and moments by parameter name, whatever the ZeRO stage, and the buffers behind them.
+
+Everything that touches DeepSpeed's insides lives here. Attributes without an API promise are reached through `_inside`,
+so that another DeepSpeed version fails with a clear error and not with wrong numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from mtvl import dist
+from mtvl.errors import EngineError
+from mtvl.optim import GroupOptimizer
+
+
+def _inside(owner: Any, name: str) -> Any:
+    """Attribute `name` of a DeepSpeed object; EngineError when this version of DeepSpeed does not have it."""
+    if not hasattr(owner, name):
+        import deepspeed
+
+        raise EngineError(
+            f"DeepSpeed {deepspeed.__version__} has no '{type(owner).__name__}.{name}', which training with idle tasks "
+            "relies on; install the version that setup.cfg names (0.19.8 is known to work)"
+        )
+    return getattr(owner, name)
+
+
+class Masters:
+    """Access to the master state of one DeepSpeed engine."""
+
+    def __init__(self, ds_engine: Any, optimizer: GroupOptimizer, parameters: Mapping[str, torch.nn.Parameter]) -> None:
+        """Allocate the optimizer's moments on the tensors that DeepSpeed made of `parameters` (the trainable ones)."""
+        self.zero = ds_engine.optimizer
+        self.stage: int = ds_engine.zero_optimization_stage()
+        self.optimizer = optimizer
+        self.parameters = parameters
+        optimizer.allocate(self._tensors())
+        if self.stage in (1, 2):
+            # DeepSpeed links moments to parameters after the first group's first step, when those of other groups
+            # would not exist without our allocation; link now, so that a state can be loaded before any step.
+            _inside(self.zero, "_lazy_init_hp_params_optimizer_state")()
+
+    def _tensors(self) -> list[torch.Tensor]:
+        """The tensors that DeepSpeed hands to the optimizer on this rank."""
+        if self.stage == 0:
+            return list(self.parameters.values())
+        if self.stage == 3:
+            return list(_inside(self.zero, "fp32_partitioned_groups_flat"))
+        return list(_inside(self.zero, "single_partition_of_fp32_groups"))
+
+    def clear_gradients(self) -> None:
+        """Zero gradient buffers that DeepSpeed would otherwise carry into the coming window.
+
+        ZeRO-3 (and every stage with optimizer offload) copies the gradients of the parameters that fired into a
+        persistent buffer and never clears it: a parameter unused in a window would get its last gradient again.
+        """
+        if self.stage == 3:
+            _inside(self.zero, "grad_partitions_flat_buffer").zero_()
+        if self.stage > 0:
+            for tensor in self._tensors():
+                if tensor.grad is not None:
+                    tensor.grad.zero_()
+
+    def get(self, name: str, state: str | None = None) -> torch.Tensor:
+        """Full fp32 CPU copy of the master weight (or of the moment `state`) of `name`. Collective from stage 1 on."""
+        parameter = self.parameters[name]
+        if self.stage == 0:
+            source = parameter if state is None else self.optimizer.state[parameter][state]
+            return source.detach().to("cpu", torch.float32, copy=True)
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        full = safe_get_full_fp32_param(parameter) if state is None else safe_get_full_optimizer_state(parameter, state)
+        if full is None or full.numel() == 0:
+            raise EngineError(f"DeepSpeed returned no {state or 'weight'} for {name}")
+        return full.detach().to("cpu", torch.float32, copy=True)
+
+    @torch.no_grad()
+    def set(self, name: str, value: torch.Tensor, state: str | None = None) -> None:
+        """Write a full fp32 tensor (the same on all ranks) as master weight or moment; call `publish` at the end."""
+        parameter = self.parameters[name]
+        if self.stage == 0:
+            (parameter if state is None else self.optimizer.state[parameter][state]).copy_(value)
+            return
+        from deepspeed import utils
+
+        if self.stage == 3:
+            part = self._partition(parameter, value)
+            if state is None:
+                utils.safe_set_local_fp32_param(parameter, part)
+            else:
+                utils.safe_set_local_optimizer_state(parameter, part, state)
+        elif state is None:
+            utils.safe_set_full_fp32_param(parameter, value)
+        else:
+            utils.safe_set_full_optimizer_state(parameter, value, state)
+
+    def _partition(self, parameter: torch.nn.Parameter, value: torch.Tensor) -> torch.Tensor:
+        """This rank's slice of `value` under ZeRO-3, zero-padded where the size does not divide."""
+        size = _inside(parameter, "ds_tensor").numel()
+        padded = torch.zeros(size * dist.world_size(), dtype=torch.float32)
+        padded[: value.numel()] = value.flatten()
+        return padded.narrow(0, size * dist.rank(), size)
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Bring the model's own (possibly bf16, possibly partitioned) weights in line with the masters. Collective."""
+        if self.stage in (1, 2):
+            _inside(self.zero, "update_lp_params")()
+        elif self.stage == 3:
+            from deepspeed.runtime.zero import GatheredParameters
+
+            for name, parameter in self.parameters.items():
+                full = self.get(name)
+                with GatheredParameters([parameter], modifier_rank=0):
+                    if dist.is_main():
+                        parameter.data.copy_(full)
+
+
+def full_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
+    """Shape of the whole parameter, also when ZeRO-3 has partitioned it."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))

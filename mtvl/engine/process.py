@@ -1,0 +1,157 @@
+"""Processes: environment variables, the process group, and a clean end."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import io
+import logging
+import os
+import shutil
+import socket
+import sys
+import warnings
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+import torch.distributed as torch_dist
+
+from mtvl import dist
+from mtvl.errors import EngineError
+
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY_OP = "deepspeed_shm_comm"
+
+log = logging.getLogger(__name__)
+_device: torch.device | None = None
+
+
+def start(device: str | None = None, local_rank: int | None = None) -> torch.device:
+    """Join or make the process group (NCCL on GPUs, else gloo) and return this rank's device.
+
+    Works under `deepspeed`, `torchrun`, `srun` with exported variables, and in a plain process, for which the variables
+    are set here with a free port. LOCAL_RANK from the environment wins over `local_rank`. A second call returns the
+    device of the first. Raises EngineError when the launcher's variables are incomplete or the device does not exist.
+    """
+    global _device
+    if _device is not None:
+        return _device
+    _set_launcher_variables(local_rank)
+    chosen = _choose_device(device)
+    _set_build_variables()
+    import deepspeed  # after the variables above, which it reads on import
+
+    _quiet()
+    if chosen.type == "cpu":
+        _leave_out_shared_memory_op()
+        atexit.register(remove_shared_memory)
+    with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints what it built
+        deepspeed.init_distributed(dist_backend="nccl" if chosen.type == "cuda" else "gloo", auto_mpi_discovery=False)
+    _device = chosen
+    return chosen
+
+
+def _set_launcher_variables(local_rank: int | None) -> None:
+    present = [name for name in LAUNCHER_VARIABLES if name in os.environ]
+    if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+        return
+    missing = [name for name in LAUNCHER_VARIABLES if name not in os.environ]
+    if missing:
+        raise EngineError(
+            f"the launcher set {', '.join(present)} but not {', '.join(missing)}; set all of "
+            f"{', '.join(LAUNCHER_VARIABLES)} and LOCAL_RANK, or none of them for a single process"
+        )
+    if "LOCAL_RANK" not in os.environ:
+        if local_rank is None and torch.cuda.is_available():
+            raise EngineError("LOCAL_RANK is not set and --local_rank was not given: the GPU of this rank is unknown")
+        os.environ["LOCAL_RANK"] = str(local_rank if local_rank is not None else os.environ["RANK"])
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def _choose_device(device: str | None) -> torch.device:
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if kind == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        return torch.device("cpu")
+    index = int(os.environ["LOCAL_RANK"])
+    if not kind.startswith("cuda") or index >= torch.cuda.device_count():
+        raise EngineError(f"no device '{kind}' with index {index}: {torch.cuda.device_count()} GPUs are visible")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def _set_build_variables() -> None:
+    """Give extensions that DeepSpeed compiles a cache of this environment, and find the environment's ninja."""
+    binaries = str(Path(sys.prefix) / "bin")
+    if binaries not in os.environ.get("PATH", "").split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join([binaries, os.environ.get("PATH", "")])
+    # The default cache is shared by all environments, which then rebuild and block each other.
+    if os.access(sys.prefix, os.W_OK):
+        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+
+
+def _quiet() -> None:
+    """Warnings only; and not the one about an optimizer it does not know, which is ours on purpose."""
+    logger = logging.getLogger("DeepSpeed")
+    logger.setLevel(logging.WARNING)
+    logger.addFilter(lambda record: "untested optimizer" not in record.getMessage())
+    # DeepSpeed still calls collectives by the names that torch is about to drop; a warning on each step helps nobody.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+
+
+def _leave_out_shared_memory_op() -> None:
+    """Tell DeepSpeed not to build its shared-memory all-reduce, which only inference uses.
+
+    Building wants g++ and ninja and a minute at the first launch, and each rank would then leave 66 MiB in /dev/shm,
+    after a kill too.
+    """
+    import deepspeed.ops as ops
+
+    table = getattr(ops, "__compatible_ops__", None)
+    if isinstance(table, dict) and SHARED_MEMORY_OP in table:
+        table[SHARED_MEMORY_OP] = False
+        return
+    missing = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
+    if missing:
+        raise EngineError(
+            f"this version of DeepSpeed compiles a small extension at its first start on a CPU and needs "
+            f"{' and '.join(missing)}; install g++ with the system's packages and ninja with 'pip install ninja'"
+        )
+
+
+def shared_memory_name() -> str:
+    """Name of this rank's DeepSpeed segment under /dev/shm, without the folder."""
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    return f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{os.environ.get('RANK', '0')}"
+
+
+def remove_shared_memory(folder: Path = SHARED_MEMORY) -> None:
+    """Remove this rank's own segment, if a DeepSpeed with the shared-memory op made one; never another run's."""
+    (folder / shared_memory_name()).unlink(missing_ok=True)
+
+
+def finish(code: int = 0) -> NoReturn:
+    """End this process with `code`: flush, wait for the other ranks (only when code is 0), leave.
+
+    On a CPU the interpreter is left without its usual tear-down: under ZeRO-3 threads of the process group sometimes
+    abort there, after all work is done, and the launcher would call that a failure.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code == 0:
+        dist.barrier()
+    if _device is not None and _device.type == "cpu":
+        remove_shared_memory()
+        os._exit(code)
+    if code == 0 and dist.is_active():
+        torch_dist.destroy_process_group()
+    sys.exit(code)

@@ -1,0 +1,92 @@
+"""From the engine file and the recipe to the configuration that DeepSpeed is given."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mtvl.config import RunConfig
+from mtvl.errors import EngineError, near_names
+
+# Decided by the recipe: two places for one setting would sooner or later disagree.
+OWNED_BY_RECIPE = {
+    "train_batch_size": "train.global_batch",
+    "train_micro_batch_size_per_gpu": "train.micro_batch",
+    "gradient_accumulation_steps": "train.global_batch, train.micro_batch and mixture.slots",
+    "gradient_clipping": "optim.clip_norm",
+    "optimizer": "optim.name",
+    "scheduler": "optim.schedule",
+    "lr": "optim.lr",
+}
+# DeepSpeed ignores top-level keys that it does not know, so a slip would silently mean ZeRO-0.
+ALLOWED = (
+    "zero_optimization", "bf16", "fp16", "data_types", "communication_data_type", "comms_logger", "flops_profiler",
+    "wall_clock_breakdown", "memory_breakdown",
+)  # fmt: skip
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+
+
+def read_engine_file(file: str) -> dict[str, Any]:
+    """Read a DeepSpeed JSON file; relative paths are taken from the working folder, then from the project's root.
+
+    Raises EngineError when the file is missing or broken, or holds a key that the recipe owns or nobody knows.
+    """
+    candidates = [Path(file)] if Path(file).is_absolute() else [Path(file), PROJECT_ROOT / file]
+    path = next((p for p in candidates if p.is_file()), None)
+    if path is None:
+        known = sorted(p.name for p in candidates[-1].parent.glob("*.json"))
+        raise EngineError(f"no engine file {file} ('engine.file'); {near_names(Path(file).name, known)}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise EngineError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise EngineError(f"{path}: expected an object at the top, found {type(values).__name__}")
+    for key in values:
+        if key in OWNED_BY_RECIPE:
+            raise EngineError(f"{path}: '{key}' belongs to the recipe ({OWNED_BY_RECIPE[key]}); remove it here")
+        if key not in ALLOWED:
+            raise EngineError(f"{path}: unknown key '{key}'; {near_names(key, ALLOWED)}")
+    return values
+
+
+def precision_of(values: dict[str, Any]) -> str:
+    """Precision that a DeepSpeed configuration asks for: fp32, bf16 or fp16."""
+    enabled = [name for name in ("bf16", "fp16") if values.get(name, {}).get("enabled", False)]
+    if len(enabled) > 1:
+        raise EngineError("the engine file enables bf16 and fp16; choose one")
+    return enabled[0] if enabled else "fp32"
+
+
+def deepspeed_settings(config: RunConfig, micro_steps: int, world_size: int) -> dict[str, Any]:
+    """The complete DeepSpeed configuration of a run.
+
+    `micro_steps` is the number of micro-steps of one optimizer step on one rank. Raises EngineError when the engine
+    file contradicts the recipe or asks for something that idle tasks do not survive.
+    """
+    values = read_engine_file(config.engine.file)
+    precision = precision_of(values)
+    if precision != config.train.precision:
+        raise EngineError(
+            f"'train.precision' is {config.train.precision} but the engine file {config.engine.file} says {precision}; "
+            "change one of them"
+        )
+    zero = values.get("zero_optimization", {})
+    stage = zero.get("stage", 0)
+    if precision != "fp32" and stage < 2:
+        raise EngineError(f"{config.engine.file}: {precision} needs ZeRO stage 2 or 3, found stage {stage}")
+    for key in ("offload_optimizer", "offload_param"):
+        if zero.get(key, {}).get("device", "none") == "nvme":
+            raise EngineError(f"{config.engine.file}: '{key}' on nvme is not supported; use cpu or none")
+    micro = config.train.micro_batch
+    return {
+        **values,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": micro_steps,
+        "train_batch_size": micro * micro_steps * world_size,
+        "gradient_clipping": config.optim.clip_norm,  # always written: DeepSpeed clips at 1.0 when it is absent
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+    }

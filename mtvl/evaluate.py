@@ -1,0 +1,182 @@
+"""Evaluating one shared checkpoint on several tasks: predictions, scores, intervals, baselines, one table."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtvl import dist
+from mtvl.config import RunConfig
+from mtvl.engine import start
+from mtvl.errors import CheckpointError, ConfigError
+from mtvl.evaluator import Evaluator
+from mtvl.export import find_export, load_export
+from mtvl.loader import evaluation_batches
+from mtvl.metrics.intervals import bootstrap_interval
+from mtvl.report import Progress, table
+from mtvl.tasks.baselines import constant_baseline
+from mtvl.types import Example, Prediction, Scores
+from mtvl.workspace import Workspace
+
+TEXT_ONLY = "text_only"  # folder of a run in which its text-only baseline is looked for
+
+
+def evaluate(
+    checkpoint: Path, tasks: Sequence[str] = (), *, split: str = "test", out: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """Score a run or export on `tasks` (default: those it was trained on) and write eval.json and the predictions.
+
+    Beside every score stand the number of items, a bootstrap interval, the constant baseline, and the text-only
+    baseline when RUN/text_only holds a run that was trained with `data.text_only=true`.
+    Returns {task: {metric: value, "num_examples": n, ...}}.
+    """
+    device = start()
+    say = print if dist.is_main() else (lambda _text: None)
+    model, config, content = load_export(checkpoint, overrides)
+    trained_on = tuple(content["tasks"])
+    names = tuple(tasks) or trained_on
+    private = [n for n in names if n not in trained_on]
+    if model.plan.is_task_private and private:
+        raise ConfigError(
+            f"no parts for {', '.join(private)} in {checkpoint}: it was trained on {', '.join(trained_on)}"
+        )
+    baseline = _text_only_baseline(checkpoint, config)
+    folder = out.parent if out else (checkpoint if (checkpoint / "export").is_dir() else find_export(checkpoint))
+
+    results, per_item = _evaluate_model(
+        model, replace(config, tasks=names), split, device, say, folder / "predictions", True
+    )
+    if baseline is not None:
+        other, other_config, _ = load_export(baseline, overrides)
+        if not other_config.data.text_only:
+            raise CheckpointError(f"{baseline} was not trained with data.text_only=true and is no text-only baseline")
+        say("text-only baseline (the same model, trained and run with the visual input zeroed)")
+        shared, other_items = _evaluate_model(
+            other, replace(other_config, tasks=names), split, device, say, None, False
+        )
+        for name in names:
+            results[name]["text_only"] = shared[name]["score"]
+            results[name] |= _gain(per_item[name], other_items[name])
+    for name in names:
+        results[name]["trained_on"] = name in trained_on
+    if dist.is_main():
+        _write_json(out or folder / "eval.json", results)
+        print(f"\n{format_results(results)}\n")
+        if baseline is None:
+            print(
+                f"no text-only baseline in {checkpoint / TEXT_ONLY}; train it with the same command and recipe plus\n"
+                f"  --run {checkpoint / TEXT_ONLY} data.text_only=true"
+            )
+        print(f"written: {out or folder / 'eval.json'}")
+    return results
+
+
+def _text_only_baseline(checkpoint: Path, config: RunConfig) -> Path | None:
+    folder = checkpoint / TEXT_ONLY
+    if config.data.text_only or not (folder / "export" / "adapter.json").is_file():
+        return None
+    return folder
+
+
+def _evaluate_model(
+    model: Any, config: RunConfig, split: str, device: Any, say: Any, predictions: Path | None, baselines: bool
+) -> tuple[dict[str, dict[str, Any]], dict[str, Mapping[str, float]]]:
+    """Predict and score every task of `config`; returns results and per-item primary scores."""
+    workspace = Workspace(config, model.backbone, say=say)
+    workspace.prepare([(task, split) for task in config.tasks])
+    evaluator = Evaluator(model.to(device), workspace.tokenizer, device)
+    results: dict[str, dict[str, Any]] = {}
+    items: dict[str, Mapping[str, float]] = {}
+    for name, task in workspace.tasks.items():
+        examples = workspace.examples(name, split)
+        progress = Progress(f"evaluate {name}", -(-len(examples) // dist.world_size()), quiet=not dist.is_main())
+        batches = evaluation_batches(
+            workspace.collator, task, examples, config.evaluate.batch, dist.rank(), dist.world_size()
+        )
+        predicted = evaluator.predict(task, examples, batches, progress.update)
+        scores = evaluator.score(task, examples, predicted)
+        results[name] = _result(scores, len(examples), config.evaluate.bootstrap)
+        items[name] = scores.per_item
+        if baselines and dist.is_main():
+            results[name]["constant"] = _constant(workspace, name, examples)
+        if predictions is not None and dist.is_main():
+            _write_predictions(predictions / f"{name}.jsonl", predicted)
+    return results, items
+
+
+def _result(scores: Scores, num_examples: int, resamples: int) -> dict[str, Any]:
+    interval = bootstrap_interval([scores.per_item[k] for k in sorted(scores.per_item)], resamples=resamples)
+    return {
+        **{k: float(v) for k, v in scores.metrics.items()}, "primary": scores.primary,
+        "score": float(scores.metrics[scores.primary]), "num_examples": num_examples,
+        "interval": [interval.low, interval.high], "standard_error": interval.standard_error,
+    }  # fmt: skip
+
+
+def _constant(workspace: Workspace, name: str, examples: Sequence[Example]) -> float:
+    """Primary metric of the best single answer or caption of the training split."""
+    scores = constant_baseline(workspace.tasks[name], workspace.examples(name, "train"), examples)
+    return float(scores.metrics[scores.primary])
+
+
+def _gain(items: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    """Paired gain over the text-only baseline and its standard error, from the items' primary scores."""
+    differences = np.array([items[k] - other[k] for k in sorted(items)])
+    error = float(differences.std(ddof=1) / np.sqrt(len(differences))) if len(differences) > 1 else 0.0
+    return {"gain": float(differences.mean()), "gain_standard_error": error}
+
+
+def _write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [
+        json.dumps({"uid": p.uid, "text": p.text, **({"scores": dict(p.scores)} if p.scores else {})})
+        for p in predictions
+    ]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def format_results(results: Mapping[str, Mapping[str, Any]], *, markdown: bool = False) -> str:
+    """One table for one checkpoint: primary metric, interval, items, baselines; then averages and further metrics."""
+    rows = []
+    for name, r in results.items():
+        gain = (
+            f"{r['gain']:+.1f} ({r['gain'] / r['gain_standard_error']:.1f} se)" if r.get("gain_standard_error") else "-"
+        )
+        rows.append([
+            name + ("" if r.get("trained_on", True) else " (not trained on)"), r["primary"], f"{r['score']:.2f}",
+            f"{r['interval'][0]:.1f}..{r['interval'][1]:.1f}", f"{r['num_examples']:,}",
+            f"{r['text_only']:.2f}" if "text_only" in r else "-", f"{r['constant']:.2f}" if "constant" in r else "-", gain,
+        ])  # fmt: skip
+    header = ["task", "metric", "score", "95 % interval", "items", "text-only", "constant", "gain over text-only"]
+    lines = [table(rows, header, markdown=markdown), ""]
+    scores = {name: r["score"] for name, r in results.items()}
+    questions = [s for name, s in scores.items() if results[name]["primary"] != "cider"]
+    lines.append(f"average of primary metrics (CIDEr x 100): {sum(scores.values()) / len(scores):.2f}")
+    if questions and len(questions) < len(scores):
+        lines.append(f"average of the question tasks alone: {sum(questions) / len(questions):.2f}")
+    gains = [r["gain"] for r in results.values() if "gain" in r]
+    if gains:
+        lines.append(f"average gain over text-only: {sum(gains) / len(gains):.2f}")
+    own = {"primary", "score", "num_examples", "interval", "standard_error", "text_only", "constant", "gain",
+           "gain_standard_error", "trained_on"}  # fmt: skip
+    for name, r in results.items():
+        more = "  ".join(
+            f"{k} {v:.2f}" for k, v in r.items() if k not in own and k != r["primary"] and isinstance(v, float)
+        )
+        if more:
+            lines.append(f"{name}: {more}")
+    return "\n".join(lines)

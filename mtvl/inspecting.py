@@ -1,0 +1,132 @@
+"""Looking at one sample: `mtvl inspect` prints its path through the system, `mtvl predict` answers for one picture."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from mtvl import dist
+from mtvl.config import RunConfig
+from mtvl.data.collate import Collator
+from mtvl.data.features import FeatureStore
+from mtvl.data.media import open_image
+from mtvl.errors import ConfigError, DataError
+from mtvl.evaluator import Evaluator
+from mtvl.export import load_export
+from mtvl.model import Model, build_model
+from mtvl.objectives.seq2seq import sample_losses, token_losses
+from mtvl.tasks import load_task
+from mtvl.types import Batch, Example, Segment, Visual
+from mtvl.workspace import Workspace, cache_folder
+
+
+def inspect_sample(config: RunConfig, task: str, index: int, split: str, checkpoint: str = "") -> str:
+    """Text that follows one sample from its row to its loss; also draws its pictures into runs/inspect/.
+
+    With `checkpoint` the trained model is used, otherwise the frozen start. Raises DataError for an index outside.
+    """
+    if checkpoint:
+        model, trained, _ = load_export(Path(checkpoint))
+        config = replace(trained, tasks=(task,), data=config.data)
+    else:
+        model = build_model(config)
+    workspace = Workspace(config, model.backbone, say=lambda _text: None)
+    examples = workspace.examples(task, split)
+    if not 0 <= index < len(examples):
+        raise DataError(f"'index' must lie in 0..{len(examples) - 1} for {task}/{split}, found {index}")
+    example = examples[index]
+    workspace.features.ensure(list(example.visual.images))
+    batch = workspace.collator.collate(task, [example], training=False)
+    model.eval()
+    model.set_task(task)
+    with torch.no_grad():
+        memory = model.backbone.encode(batch)
+        losses = token_losses(model.backbone.decode(memory, batch.target_ids), batch.target_ids)
+        loss = sample_losses(losses, batch.target_ids, batch.target_weights)
+    answer = Evaluator(model, workspace.tokenizer).predict_batch(workspace.tasks[task], batch)[0]
+    lines = _sample_lines(workspace, example, batch, split, index)
+    pieces = [workspace.tokenizer.decode([t]) or "<special>" for t in batch.target_ids[0].tolist()]
+    lines += ["", f"encoder memory  {tuple(memory.hidden.shape)} (B, S+V, D)"]
+    lines += ["token loss      " + "  ".join(f"{p}:{v:.3f}" for p, v in zip(pieces, losses[0].tolist(), strict=True))]
+    lines += [
+        f"loss            {float(loss[0]):.4f} (mean over tokens x target weight {float(batch.target_weights[0]):.2f})"
+    ]
+    lines += [f"answer now      {answer.text!r}" + (f"  {dict(answer.scores)}" if answer.scores else "")]
+    if dist.is_main() and example.visual.images:
+        lines += [
+            f"drawn into      {_draw(example, answer.text, Path('runs') / 'inspect' / f'{task}-{split}-{index}.png')}"
+        ]
+    return "\n".join(lines)
+
+
+def _sample_lines(workspace: Workspace, example: Example, batch: Batch, split: str, index: int) -> list[str]:
+    task, tokenizer = workspace.tasks[example.task], workspace.tokenizer
+    lines = [f"task {task.name}, split {split}, index {index}, uid {example.uid}"]
+    for number, path in enumerate(example.visual.images):
+        width, height = open_image(path).size
+        lines.append(f"picture {number}       {path} ({width} x {height} px)")
+    for segment in example.segments:
+        count = len(tokenizer.encode(segment.text))
+        lines.append(f"segment         {segment.name}: {segment.text!r} ({count} tokens, priority {segment.priority})")
+    for target in sorted(example.targets, key=lambda t: -t.weight)[:5]:
+        lines.append(f"target          {target.text!r} weight {target.weight:.2f}")
+    labels = [t for t in batch.target_ids[0].tolist() if t != -100]
+    lines += [
+        "",
+        f"source_ids      {tuple(batch.source_ids.shape)} (B, S)  {batch.source_ids[0].tolist()}",
+        f"decoded source  {tokenizer.decode(batch.source_ids[0].tolist())!r}",
+        f"features        {tuple(batch.features.shape)} (B, N, P, F)  min {float(batch.features.min()):.3f} "
+        f"max {float(batch.features.max()):.3f}" if batch.features.numel() else "features        none",
+        f"target_ids      {tuple(batch.target_ids.shape)} (B, T)  {labels}",
+        f"decoded labels  {tokenizer.decode(labels)!r}",
+        f"limits          source {task.limits.source_tokens} tokens, target {task.limits.target_tokens} (0: none); loss {task.loss}",
+    ]  # fmt: skip
+    return lines
+
+
+def _draw(example: Example, answer: str, path: Path) -> Path:
+    """Pictures side by side with the text, the targets and the answer below."""
+    side = 320
+    pictures = [open_image(p) for p in example.visual.images]
+    pictures = [p.resize((side, max(1, round(p.height * side / p.width)))) for p in pictures]
+    targets = ", ".join(t.text for t in sorted(example.targets, key=lambda t: -t.weight)[:3])
+    text = [" ".join(s.text.strip() for s in example.segments), f"target: {targets}", f"answer: {answer}"]
+    lines = [piece for part in text for piece in textwrap.wrap(part, 48 * len(pictures)) or [""]]
+    top = max(p.height for p in pictures)
+    sheet = Image.new("RGB", (side * len(pictures), top + 18 * len(lines) + 12), "white")
+    for number, picture in enumerate(pictures):
+        sheet.paste(picture, (side * number, 0))
+    draw = ImageDraw.Draw(sheet)
+    for row, line in enumerate(lines):
+        draw.text((6, top + 6 + 18 * row), line, fill="black", font=ImageFont.load_default(13))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+    return path
+
+
+def predict_one(checkpoint: Path, task_name: str, images: Sequence[Path], text: str) -> str:
+    """The model's answer for the given pictures and text, with the prompt, decoding and adapters of `task_name`."""
+    model, config, _ = load_export(checkpoint)
+    task = load_task(task_name, root=Path("."), family=model.backbone.family, evaluate=config.evaluate)
+    for path in images:
+        open_image(str(path))  # a clear error before any work
+    if not images:
+        raise ConfigError("no picture; give --image FILE (twice for a task over two pictures)")
+    segments = (Segment("prompt", task.config.prompt), *([Segment("question", text)] if text else []))
+    example = Example("0", task_name, segments, Visual(tuple(str(p.resolve()) for p in images)))
+    return _answer(model, config, task, example)
+
+
+def _answer(model: Model, config: RunConfig, task: object, example: Example) -> str:
+    tokenizer = model.backbone.tokenizer()
+    features = FeatureStore(model.backbone.tower(), cache_folder(config) / "features")
+    features.ensure(list(example.visual.images))
+    collator = Collator(tokenizer, features, {example.task: task.limits}, text_only=config.data.text_only)  # type: ignore[attr-defined]
+    batch = collator.collate(example.task, [example], training=False)
+    model.eval()
+    return Evaluator(model, tokenizer).predict_batch(task, batch)[0].text  # type: ignore[arg-type]

@@ -1,0 +1,148 @@
+"""What all kinds of tasks share: the task file's content, examples with their pictures, and matched predictions."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mtvl.config import EvaluateConfig
+from mtvl.data.formats.rows import Row
+from mtvl.errors import ConfigError, DataError, near_names
+from mtvl.registry import Registry
+from mtvl.tasks.sources import Source, SourceConfig, choose_source
+from mtvl.types import Decoding, Example, Limits, Prediction, Scores
+
+LOSSES = ("sample_mean", "token_mean")
+MODES = ("generate", "choose")
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """Content of `tasks/NAME.yaml`. `sources` are alternatives: the most complete one below the data root is used."""
+
+    kind: str
+    primary: str
+    sources: tuple[SourceConfig, ...]
+    prompt: str = ""
+    limits: Limits = field(default_factory=Limits)
+    decoding: Decoding = field(default_factory=Decoding)
+    loss: str = "sample_mean"
+    families: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def validate(name: str, config: TaskConfig, kinds: Registry) -> None:
+    """Checks over the fields of a task file; ConfigError with the dotted path."""
+    if config.kind not in kinds:
+        raise ConfigError(f"'{name}.kind': unknown kind of task {config.kind!r}; {near_names(config.kind, kinds)}")
+    for key, value, known in (("loss", config.loss, LOSSES), ("decoding.mode", config.decoding.mode, MODES)):
+        if value not in known:
+            raise ConfigError(f"unknown '{name}.{key}' {value!r}; {near_names(value, known)}")
+    decoding, limits = config.decoding, config.limits
+    if decoding.mode == "choose" and len(set(decoding.choices)) < 2:
+        raise ConfigError(f"'{name}.decoding.choices' expects at least two texts, found {list(decoding.choices)}")
+    least = {
+        "decoding.num_beams": (decoding.num_beams, 1), "decoding.max_tokens": (decoding.max_tokens, 2),
+        "decoding.no_repeat_ngram": (decoding.no_repeat_ngram, 0),
+        "limits.source_tokens": (limits.source_tokens, 0), "limits.target_tokens": (limits.target_tokens, 0),
+    }  # fmt: skip
+    for key, (number, bound) in least.items():
+        if number < bound:
+            raise ConfigError(f"'{name}.{key}' expects at least {bound}, found {number}")
+    if not config.sources:
+        raise ConfigError(f"'{name}.sources' expects at least one source of files, found none")
+
+
+class BaseTask(ABC):
+    """A Task over the files of one chosen source. Subclasses turn rows into examples and predictions into scores."""
+
+    def __init__(self, name: str, config: TaskConfig, root: Path, evaluate: EvaluateConfig) -> None:
+        self.name = name
+        self.config = config
+        self.root = root
+        self.evaluate = evaluate
+        self.primary = config.primary
+        self.limits = config.limits
+        self.loss = config.loss
+        self.decoding = config.decoding
+        if evaluate.num_beams > 0 and config.decoding.mode == "generate":
+            self.decoding = dataclasses.replace(config.decoding, num_beams=evaluate.num_beams)
+        self._source: Source | None = None
+        self._examples: dict[str, tuple[Example, ...]] = {}
+
+    @property
+    def source(self) -> Source:
+        """The chosen set of files; one for all splits, because the layouts split the pictures differently."""
+        if self._source is None:
+            self._source = choose_source(self.name, self.config.sources, self.root)
+        return self._source
+
+    def examples(self, split: str) -> Sequence[Example]:
+        """All examples of `split` in file order; raises DataError, never drops a row silently."""
+        if split not in self._examples:
+            rows, images = self.source.load(split)
+            made = tuple(e for row, paths in zip(rows, images, strict=True) for e in self._from_row(row, paths, split))
+            if split == "train":
+                self._need_targets(made, rows)
+            self._examples[split] = made
+        return self._examples[split]
+
+    def _need_targets(self, examples: Sequence[Example], rows: Sequence[Row]) -> None:
+        bare = [e.uid for e in examples if not e.targets]
+        if bare:
+            raise DataError(
+                f"task {self.name}: expected answers for {len(examples)} training examples, found "
+                f"{len(examples) - len(bare)}, missing {len(bare)}, e.g. {', '.join(bare[:3])}; "
+                "give the annotation file in the task file",
+                file=rows[0].file,
+            )
+
+    def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Scores:
+        """Score predictions of exactly the given examples (any order).
+
+        Raises DataError when uids are missing, not expected or twice there, or when the examples have no public answers.
+        """
+        texts = match(self.name, predictions, examples)
+        bare = [e.uid for e in examples if not e.references]
+        if bare:
+            raise DataError(
+                f"task {self.name}: expected public answers for {len(examples)} examples, found none for {len(bare)}, "
+                f"e.g. {', '.join(bare[:3])}; this split can be predicted but not scored here"
+            )
+        scores = self._score(texts, {e.uid: e for e in examples})
+        if self.primary not in scores.metrics:
+            raise ConfigError(f"'{self.name}.primary': {near_names(self.primary, scores.metrics)}")
+        return scores
+
+    @abstractmethod
+    def _from_row(self, row: Any, images: tuple[str, ...], split: str) -> Iterable[Example]:
+        """Examples of one row with its picture paths."""
+
+    @abstractmethod
+    def _score(self, texts: Mapping[str, str], examples: Mapping[str, Example]) -> Scores:
+        """Scores of one text for each example, by uid in the order of the examples."""
+
+
+def match(name: str, predictions: Sequence[Prediction], examples: Sequence[Example]) -> dict[str, str]:
+    """Predicted texts by uid in the order of the examples; DataError unless the uid sets are equal and unique."""
+    if not examples:
+        raise DataError(f"task {name}: expected at least one example to score, found none")
+    texts: dict[str, str] = {}
+    twice = []
+    for prediction in predictions:
+        if prediction.uid in texts:
+            twice.append(prediction.uid)
+        texts[prediction.uid] = prediction.text
+    uids = [e.uid for e in examples]
+    if len(set(uids)) != len(uids):
+        raise DataError(f"task {name}: expected every example once, found {len(uids) - len(set(uids))} repeated uids")
+    missing = [u for u in uids if u not in texts]
+    extra = [u for u in texts if u not in set(uids)] if len(texts) + len(missing) != len(uids) else []
+    faults = (("missing", missing), ("not expected", extra), ("twice", twice))
+    if any(found for _, found in faults):
+        listed = ", ".join(f"{word} {len(f)}" + (f" (e.g. {', '.join(f[:3])})" if f else "") for word, f in faults)
+        raise DataError(f"task {name}: expected one prediction for each of {len(uids)} examples: {listed}")
+    return {uid: texts[uid] for uid in uids}

@@ -1,0 +1,32 @@
+"""True or false statements about pictures, scored by accuracy and consistency."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from mtvl.data.formats.rows import StatementRow
+from mtvl.metrics.nlvr2 import score_nlvr2
+from mtvl.tasks.base import BaseTask
+from mtvl.tasks.vqa import QUESTION_PRIORITY
+from mtvl.types import Example, Scores, Segment, Target, Visual
+
+
+class Statement(BaseTask):
+    """NLVR2 and its like: the pictures of a row in order, the answer "true" or "false"."""
+
+    def _from_row(self, row: StatementRow, images: tuple[str, ...], split: str) -> Iterable[Example]:
+        is_known = row.label is not None
+        yield Example(
+            uid=row.uid,
+            task=self.name,
+            segments=(
+                Segment("prompt", self.config.prompt),
+                Segment("question", row.statement, QUESTION_PRIORITY),
+            ),
+            visual=Visual(images),
+            targets=(Target("true" if row.label else "false"),) if is_known else (),
+            references={"identifier": row.uid, "label": str(row.label)} if is_known else {},
+        )
+
+    def _score(self, texts: Mapping[str, str], examples: Mapping[str, Example]) -> Scores:
+        return score_nlvr2(texts, {uid: example.references for uid, example in examples.items()})

@@ -1,0 +1,47 @@
+"""Questions with ten human answers, scored by VQA accuracy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mtvl.data.formats.rows import QuestionRow
+from mtvl.metrics.vqa import VARIANTS, score_vqa, soft_targets
+from mtvl.tasks.base import BaseTask
+from mtvl.types import Example, Scores, Segment, Target, Visual
+
+# Below the prompt, so that a limit on the source cuts the end of the question; above optional context.
+QUESTION_PRIORITY = 90
+
+
+class VQA(BaseTask):
+    """VQA v1 and v2. Targets are the soft scores; without a valid answer there is one empty target of weight 0."""
+
+    def _from_row(self, row: QuestionRow, images: tuple[str, ...], split: str) -> Iterable[Example]:
+        references: dict[str, Any] = {"answers": row.answers, **row.details} if row.answers else {}
+        yield Example(
+            uid=row.uid,
+            task=self.name,
+            segments=(
+                Segment("prompt", self.config.prompt),
+                Segment("question", row.question, QUESTION_PRIORITY),
+            ),
+            visual=Visual(images),
+            targets=_targets(row),
+            references=references,
+        )
+
+    def _score(self, texts: Mapping[str, str], examples: Mapping[str, Example]) -> Scores:
+        references = {uid: example.references for uid, example in examples.items()}
+        result = score_vqa(texts, references)
+        others = {f"accuracy_{v}": score_vqa(texts, references, v).metrics["accuracy"] for v in VARIANTS[1:]}
+        return dataclasses.replace(result, metrics={**result.metrics, **others})
+
+
+def _targets(row: QuestionRow) -> tuple[Target, ...]:
+    """The row's own soft labels where it has them, otherwise min(1, 0.3 n) of its answers; () for a hidden answer."""
+    if row.label is None and not row.answers:
+        return ()
+    scores = row.label if row.label is not None else soft_targets([a["answer"] for a in row.answers])
+    return tuple(Target(text, weight) for text, weight in scores.items() if weight > 0) or (Target("", 0.0),)

@@ -1,0 +1,85 @@
+"""What training, evaluation and inspection share: data root, tasks, tokenizer, features and collator of one recipe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtvl import dist
+from mtvl.config import RunConfig
+from mtvl.data.collate import Collator
+from mtvl.data.features import FeatureStore
+from mtvl.data.miniworld import ensure_miniworld
+from mtvl.errors import DataError
+from mtvl.tasks import load_task
+from mtvl.types import Example, Task
+
+
+def cache_folder(config: RunConfig) -> Path:
+    """`data.cache`, else $MTVL_CACHE, else ~/.cache/mtvl."""
+    return Path(config.data.cache or os.environ.get("MTVL_CACHE") or Path.home() / ".cache" / "mtvl").expanduser()
+
+
+def data_root(config: RunConfig, say: Callable[[str], None] = print) -> Path:
+    """`data.root`, or the embedded miniworld (made on first use by rank 0) when it is not set.
+
+    A root that is set but missing or empty is a DataError: training on other data than asked for would go unnoticed.
+    """
+    if config.data.root:
+        root = Path(config.data.root).expanduser()
+        if not root.is_dir() or not any(root.iterdir()):
+            raise DataError(
+                f"'data.root' is {root}, which is {'empty' if root.is_dir() else 'no folder'}; "
+                "leave it unset to use the embedded miniworld, or see docs/data.md for the folder tree"
+            )
+        return root
+    folder = cache_folder(config) / "miniworld"
+    if dist.is_main():
+        say(f"'data.root' is not set: using the embedded miniworld in {folder}")
+        ensure_miniworld(folder, progress=say)
+    dist.barrier()
+    return folder
+
+
+class Workspace:
+    """Tasks and the way from their rows to batches, for one recipe and one backbone."""
+
+    def __init__(self, config: RunConfig, backbone: Any, *, say: Callable[[str], None] = print) -> None:
+        self.config, self.say = config, say
+        self.root = data_root(config, say)
+        self.tasks: dict[str, Task] = {
+            name: load_task(name, root=self.root, family=backbone.family, evaluate=config.evaluate)
+            for name in config.tasks
+        }
+        self.tokenizer = backbone.tokenizer()
+        tower = backbone.tower()
+        self.features = FeatureStore(tower, cache_folder(config) / "features")
+        self.collator = Collator(
+            self.tokenizer, self.features, {n: t.limits for n, t in self.tasks.items()},
+            seed=config.seed, text_only=config.data.text_only,
+        )  # fmt: skip
+        self._examples: dict[tuple[str, str], list[Example]] = {}
+
+    def examples(self, task: str, split: str) -> list[Example]:
+        """Examples of a split (read once), cut to `data.max_examples` evenly spread rows when that is set."""
+        key = (task, split)
+        if key not in self._examples:
+            rows = list(self.tasks[task].examples(split))
+            limit = self.config.data.max_examples
+            if limit and len(rows) > limit:
+                rows = [rows[i * len(rows) // limit] for i in range(limit)]
+            self._examples[key] = rows
+        return self._examples[key]
+
+    def prepare(self, wanted: Sequence[tuple[str, str]]) -> None:
+        """Read the (task, split) pairs and compute the features of their pictures that are not stored yet."""
+        for task, split in wanted:
+            count = len(self.examples(task, split))
+            if dist.is_main():
+                self.say(f"{task}/{split}: {count:,} examples")
+        if self.config.data.text_only:
+            return
+        paths = dict.fromkeys(p for task, split in wanted for e in self.examples(task, split) for p in e.visual.images)
+        self.features.ensure(list(paths), self.say)

@@ -1,0 +1,141 @@
+"""Fixtures that several parts share: tiny backbones built from configuration, random batches, the golden folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mtvl.config import RunConfig, TrainConfig
+from mtvl.types import Batch
+
+TASKS = ("vqa", "gqa", "coco")
+
+
+@dataclass(frozen=True)
+class TinyBackbone:
+    """How to build a registered backbone in milliseconds, without files: its recipe section and what it eats."""
+
+    section: dict[str, Any]
+    grid: tuple[int, int]  # (P, F) of the features that it expects
+    text_rows: int  # ids below this are plain text tokens
+    visual_tokens: int  # tokens of one picture
+
+
+# A new backbone needs one entry here to pass through the contract tests.
+TINY_BACKBONES = {
+    "clip_bart": TinyBackbone(
+        section={
+            "name": "clip_bart",
+            "preset": "tiny",
+            "text": {
+                "vocab_size": 60, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2,
+                "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+                "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 40,
+            },
+            "tower": "tiny",
+            "visual_tokens": 9,
+            "num_sentinels": 5,
+            "num_slots": 12,
+        },
+        grid=(49, 256),
+        text_rows=60,
+        visual_tokens=9,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_backbones() -> dict[str, TinyBackbone]:
+    """Tiny settings of every registered backbone by name."""
+    return TINY_BACKBONES
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., RunConfig]:
+    """`tiny_config(petl={...}, tasks=..., seed=..., paper_compat=..., recompute=..., backbone=NAME, **section)`."""
+
+    def make(
+        petl: dict[str, Any] | None = None,
+        *,
+        tasks: tuple[str, ...] = TASKS,
+        seed: int = 0,
+        paper_compat: bool = False,
+        recompute: bool = False,
+        backbone: str = "clip_bart",
+        **section: Any,
+    ) -> RunConfig:
+        return RunConfig(
+            tasks=tasks,
+            seed=seed,
+            paper_compat=paper_compat,
+            backbone={**TINY_BACKBONES[backbone].section, **section},
+            petl=petl or {"name": "adapter"},
+            train=TrainConfig(recompute=recompute),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_batch() -> Callable[..., Batch]:
+    """`make_batch(task, rows=..., pictures=..., seed=..., loss=..., backbone=NAME)`: a random right-padded Batch.
+
+    Row 0 has full length; every other row is one token shorter than the row before, down to two tokens.
+    """
+
+    def make(
+        task: str = TASKS[0],
+        *,
+        rows: int = 3,
+        source_tokens: int = 7,
+        target_tokens: int = 5,
+        pictures: int = 1,
+        seed: int = 0,
+        loss: str = "sample_mean",
+        backbone: str = "clip_bart",
+    ) -> Batch:
+        tiny = TINY_BACKBONES[backbone]
+        random = torch.Generator().manual_seed(seed)
+
+        def lengths(longest: int) -> torch.Tensor:
+            return (longest - torch.arange(rows)).clamp(min=2)
+
+        def mask(longest: int) -> torch.Tensor:
+            return torch.arange(longest)[None, :] < lengths(longest)[:, None]
+
+        source = torch.randint(5, tiny.text_rows, (rows, source_tokens), generator=random)
+        target = torch.randint(5, tiny.text_rows, (rows, target_tokens), generator=random)
+        features = torch.randn(rows, pictures, *tiny.grid, generator=random)
+        weights = 0.3 + 0.7 * torch.rand(rows, generator=random)
+        source_mask, target_mask = mask(source_tokens), mask(target_tokens)
+        return Batch(
+            task=task,
+            uids=tuple(f"{task}-{seed}-{i}" for i in range(rows)),
+            source_ids=source.masked_fill(~source_mask, 1),
+            source_mask=source_mask,
+            features=features,
+            target_ids=target.masked_fill(~target_mask, -100),
+            target_weights=weights,
+            loss=loss,
+            denominator=float(rows if loss == "sample_mean" else int(target_mask.sum())),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder of recorded reference numbers, named by the environment variable MTVL_GOLDEN."""
+    folder = os.environ.get("MTVL_GOLDEN", "")
+    if not folder:
+        pytest.skip("MTVL_GOLDEN is not set: tests against recorded reference numbers are skipped")
+    path = Path(folder)
+    if not path.is_dir():
+        pytest.fail(f"MTVL_GOLDEN={folder} is not a folder; unset it to skip these tests")
+    return path

@@ -1,0 +1,209 @@
+"""What every registered backbone promises, on a tiny random build. A new entry of BACKBONES arrives here untouched."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mtvl.backbones import BACKBONES
+from mtvl.errors import ConfigError
+from mtvl.model import make_backbone
+from mtvl.types import Batch, Decoding
+
+MakeBatch = Callable[..., Batch]
+TOLERANCE = 1e-6  # float32 logits below 1 in size; measured worst case over all tests of this file: 1.5e-7
+
+each_backbone = pytest.mark.parametrize("name", list(BACKBONES))
+
+
+@pytest.fixture
+def build(tiny_backbones: dict[str, Any]) -> Callable[..., Any]:
+    def make(name: str, **options: Any) -> Any:
+        return make_backbone({**tiny_backbones[name].section, **options}).eval()
+
+    return make
+
+
+def logits(backbone: Any, batch: Batch) -> torch.Tensor:
+    with torch.no_grad():
+        return backbone.decode(backbone.encode(batch), batch.target_ids)
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+def rows_of(batch: Batch, rows: slice) -> Batch:
+    tensors = {k: v[rows] for k, v in vars(batch).items() if isinstance(v, torch.Tensor)}
+    return replace(batch, uids=batch.uids[rows], **tensors)
+
+
+@each_backbone
+def test_every_backbone_has_tiny_settings(name: str, tiny_backbones: dict[str, Any]) -> None:
+    assert name in tiny_backbones, f"give {name} an entry in TINY_BACKBONES of tests/conftest.py"
+
+
+@each_backbone
+def test_the_site_table_covers_the_parameters(name: str, build: Callable[..., Any]) -> None:
+    backbone = build(name)
+    sites = backbone.sites()
+    assert max(Counter(s.path for s in sites).values()) == 1
+    assert sum(s.num_parameters for s in sites) == sum(p.numel() for p in backbone.parameters())
+    for site in sites:
+        module = backbone.get_submodule(site.path)
+        assert next(module.parameters(recurse=False), None) is not None, site.path
+        assert site.stack in ("encoder", "decoder", "visual") and site.layer >= -1
+        if site.is_linear:
+            assert type(module) is nn.Linear, site.path
+            assert (site.d_in, site.d_out) == (module.in_features, module.out_features), site.path
+            assert site.layer >= 0, site.path
+        elif site.kind == "norm":
+            assert "norm" in type(module).__name__.lower(), site.path
+
+
+@each_backbone
+def test_meta_sites_are_the_real_ones(name: str, build: Callable[..., Any], tiny_backbones: dict[str, Any]) -> None:
+    meta = make_backbone(tiny_backbones[name].section, meta=True)
+    assert {p.device.type for p in meta.parameters()} == {"meta"}
+    assert meta.sites() == build(name).sites()
+
+
+@each_backbone
+def test_building_twice_gives_the_same_weights(name: str, build: Callable[..., Any]) -> None:
+    before = torch.get_rng_state()
+    first, again, other = build(name), build(name), build(name, init_seed=1)
+    assert torch.equal(before, torch.get_rng_state())
+    assert first.state_dict().keys() == again.state_dict().keys()
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
+
+
+@each_backbone
+@pytest.mark.parametrize("pictures", [0, 1, 2])
+def test_shapes(
+    name: str, pictures: int, build: Callable[..., Any], make_batch: MakeBatch, tiny_backbones: dict[str, Any]
+) -> None:
+    backbone, batch = build(name), make_batch(backbone=name, pictures=pictures)
+    memory = backbone.encode(batch)
+    length = batch.source_ids.shape[1] + pictures * tiny_backbones[name].visual_tokens
+    assert memory.hidden.shape[:2] == memory.mask.shape == (3, length)
+    assert memory.mask.dtype == torch.bool
+    assert torch.equal(memory.mask.sum(1), batch.source_mask.sum(1) + length - batch.source_ids.shape[1])
+    out = backbone.decode(memory, batch.target_ids)
+    assert out.shape[:2] == batch.target_ids.shape and out.shape[2] >= tiny_backbones[name].text_rows
+    assert bool(torch.isfinite(out).all())
+
+
+@each_backbone
+def test_pictures_count(name: str, build: Callable[..., Any], make_batch: MakeBatch) -> None:
+    """Each picture changes the answer, and the order of two is seen."""
+    backbone, batch = build(name), make_batch(backbone=name, pictures=2)
+    two = logits(backbone, batch)
+    for other in (batch.features[:, :1], batch.features[:, :0], batch.features.flip(1), torch.zeros_like(batch.features)):
+        assert difference(two, logits(backbone, replace(batch, features=other))) > 100 * TOLERANCE
+    with pytest.raises(ValueError, match="at most 2 pictures"):
+        backbone.encode(replace(batch, features=batch.features.repeat(1, 2, 1, 1)))
+
+
+@each_backbone
+def test_padding_changes_nothing(name: str, build: Callable[..., Any], make_batch: MakeBatch) -> None:
+    backbone, batch = build(name), make_batch(backbone=name)
+    want = logits(backbone, batch)
+    pad = (0, 4)
+    wider = replace(
+        batch,
+        source_ids=nn.functional.pad(batch.source_ids, pad, value=1),
+        source_mask=nn.functional.pad(batch.source_mask, pad, value=False),
+        target_ids=nn.functional.pad(batch.target_ids, pad, value=-100),
+    )
+    assert difference(want, logits(backbone, wider)[:, : want.shape[1]]) < TOLERANCE
+    # what stands under the padding is not seen either
+    noise = batch.source_ids.masked_fill(~batch.source_mask, 9)
+    assert difference(want, logits(backbone, replace(batch, source_ids=noise))) < TOLERANCE
+    # while a token that is not padding is seen
+    changed = batch.source_ids.clone()
+    changed[:, 0] = 9
+    assert difference(want, logits(backbone, replace(batch, source_ids=changed))) > 100 * TOLERANCE
+
+
+@each_backbone
+def test_the_future_is_not_seen(name: str, build: Callable[..., Any], make_batch: MakeBatch) -> None:
+    backbone, batch = build(name), make_batch(backbone=name)
+    changed = batch.target_ids.clone()
+    changed[:, -1] = 9
+    assert difference(logits(backbone, batch), logits(backbone, replace(batch, target_ids=changed))) < TOLERANCE
+
+
+@each_backbone
+def test_rows_do_not_meet(name: str, build: Callable[..., Any], make_batch: MakeBatch) -> None:
+    backbone, batch = build(name), make_batch(backbone=name, rows=4, pictures=2)
+    whole = logits(backbone, batch)
+    for row in range(4):
+        alone = rows_of(batch, slice(row, row + 1))
+        assert difference(whole[row : row + 1], logits(backbone, alone)) < TOLERANCE
+
+
+@each_backbone
+@pytest.mark.parametrize("num_beams", [1, 5])
+def test_generation_follows_the_teacher_forced_model(
+    name: str, num_beams: int, build: Callable[..., Any], make_batch: MakeBatch
+) -> None:
+    """With the key-value cache: each greedy token is the argmax; a beam's score is its mean log-probability."""
+    backbone, batch = build(name), make_batch(backbone=name)
+    memory = backbone.encode(batch)
+    decoding = Decoding(num_beams=num_beams, max_tokens=7)
+    ids, scores = backbone.generate(memory, decoding)
+    with torch.no_grad():
+        forced = backbone.decode(memory, ids[:, 1:]).log_softmax(-1)
+    chosen = forced.gather(2, ids[:, 1:, None])[..., 0]
+    pad, eos = backbone.bart.config.pad_token_id, backbone.bart.config.eos_token_id
+    for row in range(ids.shape[0]):
+        tokens = [t for t in ids[row, 1:].tolist() if t != pad]
+        if num_beams == 1:
+            assert tokens == forced[row, : len(tokens)].argmax(-1).tolist()
+            continue
+        # EOS at the last position is forced and costs nothing; the length counts the start id and not EOS
+        total = float(chosen[row, : len(tokens)].sum())
+        if tokens[-1] == eos and len(tokens) == decoding.max_tokens - 1:
+            total -= float(chosen[row, len(tokens) - 1])
+        length = len(tokens) + 1 - (tokens[-1] == eos)
+        assert float(scores[row]) == pytest.approx(total / length, abs=1e-5)
+
+
+@each_backbone
+def test_choose_compares_the_first_differing_token(name: str, build: Callable[..., Any], make_batch: MakeBatch) -> None:
+    backbone, batch = build(name), make_batch(backbone=name)
+    memory = backbone.encode(batch)
+    scores = backbone.choose(memory, [[0, 7, 2], [0, 9, 11, 2]])
+    with torch.no_grad():
+        want = backbone.decode(memory, torch.tensor([[0, 7, 2]]).expand(3, -1)).log_softmax(-1)[:, 1, [7, 9]]
+    assert difference(scores, want) < TOLERANCE
+    with pytest.raises(ConfigError, match="do not differ in one token"):
+        backbone.choose(memory, [[0, 7, 2], [0, 7, 3], [0, 9, 2]])
+
+
+@each_backbone
+def test_recompute_can_be_switched_off_again(name: str, build: Callable[..., Any], make_batch: MakeBatch) -> None:
+    backbone, batch = build(name).train(), make_batch(backbone=name)
+    calls: list[str] = []
+    for path in (s.path for s in backbone.sites() if s.is_linear):
+        backbone.get_submodule(path).register_forward_pre_hook(lambda *_, path=path: calls.append(path))
+    seen = []
+    for enabled in (False, True, False):
+        backbone.set_recompute(enabled)
+        calls.clear()
+        backbone.decode(backbone.encode(batch), batch.target_ids).sum().backward()
+        seen.append(len(calls))
+    assert seen[1] == 2 * seen[0] and seen[2] == seen[0]
+
+
+@each_backbone
+def test_without_a_tokenizer_the_error_says_what_to_set(name: str, build: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError, match=r"'backbone\.tokenizer'.*'backbone\.weights'.*folder"):
+        build(name).tokenizer()

@@ -1,0 +1,332 @@
+"""Checks that need ranks: runs all cells of one world size in one launch and writes what it measured as JSON.
+
+A cell is a function of the stage that returns plain numbers; test_engine.py asserts on them.
+Usage (started by tests/distributed.py): engine_cells.py FOLDER
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.runtime.zero import GatheredParameters
+from toy_model import TASKS, Toy, split, toy_groups, toy_slot
+
+from mtvl import dist
+from mtvl.config import EngineConfig, MixtureConfig, OptimConfig, RunConfig, TrainConfig
+from mtvl.engine import Engine, finish
+from mtvl.errors import EngineError
+from mtvl.types import Batch
+
+STAGES = ("zero0", "zero1", "zero2", "zero3")
+ROWS = 12
+FOLDER = Path(sys.argv[1])
+
+
+def make_config(
+    stage: str, optimizer: str = "adamw", slots: int = 1, clip: float = 0.5, lr: float = 0.02, steps: int = 12
+) -> RunConfig:
+    """Run configuration of a toy; `stage` is a file name in ds_configs, or an absolute path."""
+    file = stage if stage.endswith(".json") else f"ds_configs/{stage}.json"
+    return RunConfig(
+        tasks=TASKS,
+        mixture=MixtureConfig(slots=slots),
+        train=TrainConfig(
+            steps=steps, global_batch=ROWS, micro_batch=ROWS, precision="bf16" if "bf16" in stage else "fp32"
+        ),
+        optim=OptimConfig(name=optimizer, lr=lr, weight_decay=0.1, warmup_ratio=0.0, schedule="constant", clip_norm=clip),
+        engine=EngineConfig(file),
+    )
+
+
+def make_engine(config: RunConfig, micro_per_slot: int = 1, **toy: Any) -> Engine:
+    """Engine over a fresh toy."""
+    model = Toy(**toy)
+    return Engine(model, toy_groups(model), config, config.mixture.slots * micro_per_slot)
+
+
+def slots_of(step: int, slots: int) -> list[Batch]:
+    """Slots of a step: tasks change from slot to slot and from step to step; some steps have a task twice."""
+    order = "aabcacbbacbaabbccabcbacab"
+    weights = {"a": 1.0, "b": 0.5, "c": 2.0}
+    tasks = [order[(step * slots + i) % len(order)] for i in range(slots)]
+    return [toy_slot(100 * step + i, t, ROWS, slots, weights[t]) for i, t in enumerate(tasks)]
+
+
+def reference(config: RunConfig, steps: int, **toy: Any) -> tuple[dict[str, torch.Tensor], list[float], list[float]]:
+    """The same training in plain PyTorch on one process: whole slots, gradients None for absent tasks."""
+    model = Toy(**toy)
+    parameters = dict(model.named_parameters())
+    groups = [
+        {"params": [parameters[n] for n in g.names], "weight_decay": config.optim.weight_decay if g.decay else 0.0}
+        for g in toy_groups(model)
+    ]
+    if config.optim.name == "sgd":
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=config.optim.lr)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=config.optim.lr, betas=config.optim.betas, eps=config.optim.eps)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    losses, norms = [], []
+    for step in range(steps):
+        optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for slot in slots_of(step, config.mixture.slots):
+            model.set_task(slot.task)
+            loss = model(slot)
+            loss.backward()
+            total += float(loss)
+        limit = config.optim.clip_norm or float("inf")
+        norms.append(float(torch.nn.utils.clip_grad_norm_(trained, limit)))
+        losses.append(total)
+        optimizer.step()
+    return {n: p.detach().clone() for n, p in parameters.items() if p.requires_grad}, losses, norms
+
+
+def snapshot(engine: Engine) -> dict[str, torch.Tensor]:
+    """Masters and moments of every trained parameter, with the step counts of the groups."""
+    masters = engine.masters
+    states = (None, *engine.optimizer.state_names)
+    result = {f"{s or 'weight'}/{n}": masters.get(n, s) for s in states for n in masters.parameters}
+    result.update({f"count/{k}": torch.tensor(v) for k, v in engine.optimizer.counts.items()})
+    return result
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> list[str]:
+    """Names of entries that are not bit for bit the same."""
+    return [k for k in before if not torch.equal(before[k], after[k])]
+
+
+def frozen_hash(engine: Engine) -> str:
+    """Hash of all frozen tensors, gathered where they are partitioned."""
+    digest = hashlib.sha256()
+    for _, parameter in engine.module.named_parameters():
+        if not parameter.requires_grad:
+            with GatheredParameters([parameter], enabled=engine.zero_stage == 3):
+                digest.update(parameter.detach().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def run(engine: Engine, steps: range, micro_per_slot: int = 1) -> list[Any]:
+    """Train on this rank's parts of the steps."""
+    slots = engine.config.mixture.slots
+    return [
+        engine.train_step(s, split(slots_of(s, slots), dist.rank(), dist.world_size(), micro_per_slot)) for s in steps
+    ]
+
+
+def parity(stage: str, optimizer: str, slots: int, micro_per_slot: int, clip: float, **toy: Any) -> dict[str, Any]:
+    """Largest differences from plain PyTorch in parameters, losses and gradient norms after eight steps."""
+    config = make_config(stage, optimizer, slots, clip, lr=0.05 if optimizer == "sgd" else 0.02)
+    engine = make_engine(config, micro_per_slot, **toy)
+    start = frozen_hash(engine)
+    reports = run(engine, range(8), micro_per_slot)
+    state = {n: engine.masters.get(n) for n in engine.masters.parameters}
+    expected, losses, norms = reference(config, 8)
+    return {
+        "parameters": max(float((state[n] - expected[n]).abs().max()) for n in expected),
+        "loss": max(abs(r.loss - x) for r, x in zip(reports, losses, strict=True)),
+        "norm": max(abs(r.grad_norm - x) / x for r, x in zip(reports, norms, strict=True)),
+        "moved": max(float((state[n] - p).abs().max()) for n, p in Toy().named_parameters() if n in state),
+        "frozen_same": start == frozen_hash(engine),
+        "rows": [dict(r.num_examples) for r in reports],
+    }
+
+
+def idle(stage: str, optimizer: str) -> dict[str, Any]:
+    """What moves in steps of other tasks after a task has been trained."""
+    engine = make_engine(make_config(stage, optimizer, clip=0.0))
+
+    def train(step: int, task: str) -> None:
+        engine.train_step(step, split([toy_slot(step, task, ROWS)], dist.rank(), dist.world_size(), 1))
+
+    for step, task in enumerate("abca"):
+        train(step, task)
+    before = snapshot(engine)
+    train(4, "b")
+    middle = snapshot(engine)
+    train(5, "c")
+    after = snapshot(engine)
+    of = lambda names, tasks: [n for n in names if any(f"adapters.{t}." in n or f"/{t}/" in n for t in tasks)]  # noqa: E731
+    return {
+        "idle_changed": of(changed(before, middle), "ac") + of(changed(middle, after), "ab"),
+        "active_changed": len(of(changed(before, middle), "b")) + len(of(changed(middle, after), "c")),
+        "shared_changed": sum("shared." in n for n in changed(before, middle)),
+    }
+
+
+def not_finite(stage: str) -> dict[str, Any]:
+    """A NaN loss, then an infinite gradient, on the last rank only."""
+    engine = make_engine(make_config(stage, slots=2))
+    last = dist.rank() == dist.world_size() - 1
+    run(engine, range(3))
+    before = snapshot(engine)
+    parts = split(slots_of(3, 2), dist.rank(), dist.world_size(), 1)
+    if last:
+        parts[0].features = parts[0].features * float("nan")
+    first = engine.train_step(3, parts)
+    after_nan = snapshot(engine)
+    engine.module.broken_gradient = last
+    second = run(engine, range(4, 5))[0]
+    engine.module.broken_gradient = False
+    after_inf = snapshot(engine)
+    good = run(engine, range(3, 8))
+    state = {n: engine.masters.get(n) for n in engine.masters.parameters}
+    expected, _, _ = reference(engine.config, 8)
+    message = ""
+    try:
+        for step in range(8, 20):
+            parts = split(slots_of(step, 2), dist.rank(), dist.world_size(), 1)
+            parts[1].target_weights = parts[1].target_weights * (float("nan") if last else 1.0)
+            engine.train_step(step, parts)
+    except EngineError as error:
+        message = str(error)
+    return {
+        "skipped": [first.skipped, second.skipped, any(r.skipped for r in good)],
+        "changed": changed(before, after_nan) + changed(before, after_inf),
+        "parameters": max(float((state[n] - expected[n]).abs().max()) for n in expected),
+        "count": engine.skipped_steps,
+        "message": message,
+    }
+
+
+def disagreement(stage: str) -> dict[str, Any]:
+    """Ranks with different tasks, then with different steps."""
+    engine = make_engine(make_config(stage))
+    before, messages, started = snapshot(engine), [], time.monotonic()
+    for step, task in ((0, TASKS[dist.rank()]), (dist.rank(), "a")):
+        try:
+            engine.train_step(step, split([toy_slot(1, task, ROWS)], dist.rank(), dist.world_size(), 1))
+        except EngineError as error:
+            messages.append(str(error))
+    return {
+        "messages": messages,
+        "seconds": time.monotonic() - started,
+        "changed": changed(before, snapshot(engine)),
+    }
+
+
+def dead_task(stage: str) -> dict[str, Any]:
+    """A task whose own parameters silently drop out of the graph, and zero-started adapters, which must pass."""
+    engine = make_engine(make_config(stage), zero=True)
+    engine.module.dead_task = "b"
+    run(engine, range(2))
+    try:
+        run(engine, range(2, 3))
+    except EngineError as error:
+        return {"message": str(error)}
+    return {"message": ""}
+
+
+def resume(stage: str) -> dict[str, Any]:
+    """Five and five steps against ten, with dropout and accumulation; the state goes through files."""
+    config = make_config(stage, slots=2)
+    straight = make_engine(config, 2, dropout=0.3)
+    torch.manual_seed(50 + dist.rank())
+    run(straight, range(5), 2)
+    folder = FOLDER / f"resume_{stage}_{dist.world_size()}"
+    folder.mkdir(exist_ok=True)
+    dist.barrier()
+    straight.save(folder)
+    dist.barrier()
+    expected = [r.loss for r in run(straight, range(5, 10), 2)]
+    again = make_engine(config, 2, dropout=0.3, seed=99)
+    torch.manual_seed(7)
+    again.load(folder)
+    losses = [r.loss for r in run(again, range(5, 10), 2)]
+    return {
+        "changed": changed(snapshot(straight), snapshot(again)),
+        "losses_equal": losses == expected,
+        "bytes": sum(p.stat().st_size for p in folder.iterdir()),
+        "trainable": straight.num_trainable,
+        "names": sorted(p.name for p in folder.iterdir()),
+    }
+
+
+def elsewhere(stage: str, folder: Path) -> dict[str, Any]:
+    """A state of another stage and number of ranks is loaded and saved again: the same tensors."""
+    engine = make_engine(make_config(stage, slots=2), 2, dropout=0.3, seed=99)
+    engine.load(folder)
+    copy = FOLDER / f"copy_{stage}_{dist.world_size()}"
+    copy.mkdir(exist_ok=True)
+    dist.barrier()
+    engine.save(copy)
+    dist.barrier()
+    digests = [hashlib.sha256((f / "engine.safetensors").read_bytes()).hexdigest() for f in (folder, copy)]
+    # The model's own weights must follow the masters: one evaluation tells.
+    with torch.no_grad():
+        engine.module.eval()
+        engine.module.set_task("a")
+        value = float(engine.deepspeed(toy_slot(3, "a", ROWS)))
+    return {"same_tensors": digests[0] == digests[1], "loss": value}
+
+
+def low_precision(stage: str) -> dict[str, Any]:
+    """bf16 weights with fp32 masters against the fp32 reference, and idle tasks in bf16."""
+    engine = make_engine(make_config(stage, slots=3))
+    reports = run(engine, range(8))
+    _, losses, _ = reference(engine.config, 8)
+    return {
+        "loss": max(abs(r.loss - x) / x for r, x in zip(reports, losses, strict=True)),
+        "idle": idle(stage, "adamw"),
+        "losses": [r.loss for r in reports],
+    }
+
+
+def offload(stage: int) -> str:
+    """Engine file with the optimizer offloaded to the CPU."""
+    file = FOLDER / f"offload{stage}.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": stage, "offload_optimizer": {"device": "cpu"}}}))
+    return str(file)
+
+
+def cells() -> dict[str, Callable[[], dict[str, Any]]]:
+    """All cells of this world size by name."""
+    table: dict[str, Callable[[], dict[str, Any]]] = {}
+    for stage in STAGES:
+        for slots, micro in ((1, 1), (3, 1), (1, 3)):
+            for optimizer, clip in (("sgd", 0.0), ("adamw", 0.5)):
+                name = f"parity {stage} {optimizer} slots={slots} micro={micro}"
+                table[name] = lambda s=stage, o=optimizer, c=clip, k=slots, m=micro: parity(s, o, k, m, c)
+        table[f"recompute {stage}"] = lambda s=stage: parity(s, "adamw", 3, 1, 0.5, recompute=True)
+        table[f"idle {stage} sgd"] = lambda s=stage: idle(s, "sgd")
+        table[f"idle {stage} adamw"] = lambda s=stage: idle(s, "adamw")
+        table[f"not_finite {stage}"] = lambda s=stage: not_finite(s)
+        table[f"dead_task {stage}"] = lambda s=stage: dead_task(s)
+        table[f"resume {stage}"] = lambda s=stage: resume(s)
+        if dist.world_size() > 1:
+            table[f"disagreement {stage}"] = lambda s=stage: disagreement(s)
+        else:
+            saved = FOLDER / f"resume_{STAGES[(STAGES.index(stage) + 1) % 4]}_2"
+            table[f"elsewhere {stage}"] = lambda s=stage, f=saved: elsewhere(s, f)
+    for stage in ("zero2_bf16", "zero3_bf16"):
+        table[f"low_precision {stage}"] = lambda s=stage: low_precision(s)
+        table[f"resume {stage}"] = lambda s=stage: resume(s)
+    for number in (1, 2, 3):
+        table[f"parity offload{number}"] = lambda n=number: parity(offload(n), "adamw", 3, 1, 0.5)
+        table[f"idle offload{number}"] = lambda n=number: idle(offload(n), "adamw")
+    return table
+
+
+def main() -> None:
+    """Run all cells; rank 0 writes the results."""
+    from mtvl.engine import start
+
+    torch.set_num_threads(1)
+    start("cpu")
+    results = {}
+    for name, cell in cells().items():
+        started = time.monotonic()
+        results[name] = {**cell(), "cell_seconds": round(time.monotonic() - started, 2)}
+        if dist.is_main():
+            (FOLDER / f"results_{dist.world_size()}.json").write_text(json.dumps(results, indent=1))
+    finish(0)
+
+
+if __name__ == "__main__":
+    main()
