@@ -198,7 +198,6 @@ class ReferenceFacts:
     text: dict[str, Any]
     vocab_total: int
     feature_width: int
-    num_images: int
 
     @property
     def petl(self) -> dict[str, Any]:
@@ -234,7 +233,6 @@ def describe_reference(state: State, aliases: Aliases | None = None) -> Referenc
         text=_sizes(full),
         vocab_total=table.shape[0],
         feature_width=full[needed[1]].shape[1],
-        num_images=full["model.encoder.visual_embedding.img_order_embedding.weight"].shape[0],
     )
 
 

@@ -11,7 +11,7 @@ from mtvl import dist
 from mtvl.config import RunConfig
 from mtvl.data.collate import Collator
 from mtvl.data.features import FeatureStore
-from mtvl.data.miniworld import ensure_miniworld
+from mtvl.data.miniworld.write import ensure_miniworld
 from mtvl.errors import DataError
 from mtvl.tasks import load_task
 from mtvl.types import Example, Task

@@ -64,7 +64,7 @@ def launch(
     """Run `script` on `world_size` gloo ranks and return their ends in rank order.
 
     Exit codes are for the caller to judge. Ranks that outlive the limit are killed and AssertionError shows what all
-    of them printed. Segments of this run under /dev/shm are removed.
+    of them printed. AssertionError too when the run left segments under /dev/shm; they are removed.
     """
     port = port or free_port()
     command = [sys.executable, str(script), *arguments]
@@ -93,10 +93,12 @@ def launch(
             if process.poll() is None:
                 process.kill()
                 process.wait()
-        for segment in leftovers(port):
+        left = leftovers(port)
+        for segment in left:
             segment.unlink(missing_ok=True)
     ends = [Finished(r, p.returncode, o) for r, (p, o) in enumerate(zip(processes, outputs, strict=True))]
     assert not late, f"no end within {timeout_seconds} s:\n" + describe(ends)
+    assert not left, f"left in shared memory: {[p.name for p in left]}\n" + describe(ends)
     return ends
 
 

@@ -61,6 +61,7 @@ class ClipBartConfig:
     tokenizer: str = ""
     tower: str = ""  # "" -> rn101, or the bundled checkpoint's own
     tower_weights: str = ""
+    feature_width: int = 0  # 0 -> the tower's; another width can only be fed with features that are handed in
     visual_tokens: int = 36
     num_sentinels: int = 100
     num_slots: int = 100
@@ -125,7 +126,7 @@ class ClipBart(nn.Module):
         """Build from a configuration or a checkpoint; with `meta` only shapes, no weights and no memory."""
         folder = bundled_folder(config.weights)
         text, tower = text_config(config), tower_name(config)
-        width = TOWERS[tower].grid[1]
+        width = config.feature_width or TOWERS[tower].grid[1]
         if meta:
             with torch.device("meta"):
                 return cls(config, text, width)
@@ -174,6 +175,11 @@ class ClipBart(nn.Module):
 
     def tower(self) -> GridTower:
         """The frozen visual tower that this backbone was configured with."""
+        width = TOWERS[tower_name(self.config)].grid[1]
+        if width != self.feature_width:
+            raise ConfigError(
+                f"'backbone.feature_width' is {self.feature_width}, the tower {tower_name(self.config)} gives {width}"
+            )
         folder = bundled_folder(self.config.weights)
         weights = self.config.tower_weights
         if not weights and folder is not None and not self.config.tower:
@@ -211,7 +217,7 @@ class ClipBart(nn.Module):
         """
         if enabled:
             self.bart.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
-        elif self.bart.is_gradient_checkpointing:
+        elif self.bart.model.encoder.gradient_checkpointing:
             self.bart.gradient_checkpointing_disable()
 
     def encode(self, batch: Batch) -> Memory:

@@ -84,10 +84,11 @@ class Collator:
         if not examples:
             raise ValueError("a batch needs at least one example")
         limits = self._limits_of(task)
+        targets: Sequence[Target | None]
         if training:
             targets = self._draw_all(examples, epoch_keys)
         else:
-            targets = [max(e.targets, key=lambda t: t.weight) if e.targets else None for e in examples]
+            targets = [max(e.targets, key=lambda t: t.weight, default=None) for e in examples]
         sources = [self._source(e.segments, limits.source_tokens) for e in examples]
         wanted = [self._target(t.text, limits.target_tokens) if t else None for t in targets]
         source_ids, source_mask = self._pad([s.ids for s in sources], self._tokenizer.pad_id)

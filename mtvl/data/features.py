@@ -76,14 +76,14 @@ class FeatureStore:
 
     def get(self, paths: Sequence[str]) -> torch.Tensor:
         """Features (len(paths), P, F) float32 of pictures that `ensure` has seen in this process, else DataError."""
-        rows = np.empty((len(paths), *self.grid), dtype=np.float16)
+        rows = torch.empty((len(paths), *self.grid))
         for i, path in enumerate(paths):
             place = self._rows.get(path)
             if place is None:
                 raise DataError(f"no features for {path}: expected it among the pictures given to FeatureStore.ensure; "
                                 "call ensure with the pictures of every split in use")  # fmt: skip
             rows[i] = self._open(place[0])[place[1]]
-        return torch.from_numpy(rows).float()
+        return rows
 
     def _compute_and_tell(self, keys: dict[str, str], progress: Progress | None) -> int:
         """Rank 0's part. The others hear of the end in every case, or they would wait for a rank that has died."""
@@ -149,7 +149,9 @@ class FeatureStore:
             raise DataError(f"the image encoder failed on {names}: {type(error).__name__}: {error}") from error
         expected = (len(paths), *self.grid)
         if tuple(features.shape) != expected:
-            raise DataError(f"the image encoder returned shape {tuple(features.shape)} for {names}, expected {expected}")
+            raise DataError(
+                f"the image encoder returned shape {tuple(features.shape)} for {names}, expected {expected}"
+            )
         half = features.detach().cpu().to(torch.float16)
         finite = half.isfinite().flatten(1).all(1)
         if not bool(finite.all()):
@@ -202,7 +204,10 @@ class FeatureStore:
         except (OSError, ValueError) as error:
             return [], f"the shard is not readable ({type(error).__name__}: {error})"
         if shape != (len(keys), *self.grid):
-            return [], f"expected {num_bytes} bytes and shape {(len(keys), *self.grid)}, found {found} bytes and {shape}"
+            return (
+                [],
+                f"expected {num_bytes} bytes and shape {(len(keys), *self.grid)}, found {found} bytes and {shape}",
+            )
         return keys, ""
 
     def _remove_leftovers(self) -> None:
@@ -212,10 +217,11 @@ class FeatureStore:
             if is_orphan and path.stat().st_mtime < old:
                 path.unlink()
 
-    def _open_shard(self, name: str) -> np.ndarray:
+    def _open_shard(self, name: str) -> torch.Tensor:
         path = self.folder / f"{name}.npy"
         try:
-            return np.load(path, mmap_mode="r")
+            # "c" (private pages), as torch warns about arrays that it could not write to; nothing here writes.
+            return torch.from_numpy(np.load(path, mmap_mode="c"))
         except (OSError, ValueError) as error:
             raise DataError(f"feature shard vanished or was cut off while in use ({error}); start again to recompute it",
                             file=path) from error  # fmt: skip

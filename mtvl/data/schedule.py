@@ -253,11 +253,11 @@ def _check(sizes: Mapping[str, int], config: Mixture, global_batch: int, scale: 
         if value < 1:
             raise ConfigError(f"'{name}' must be at least 1, found {value}")
     for name, table in (("mixture.weights", config.weights), ("batch scale", scale)):
-        for task, value in table.items():
+        for task, factor in table.items():
             if task not in sizes:
                 raise ConfigError(f"'{name}' names '{task}', which is not one of the tasks; {near_names(task, sizes)}")
-            if not (value > 0 and math.isfinite(value)):
-                raise ConfigError(f"'{name}' of '{task}' must be above 0, found {value}; to leave a task out, "
+            if not (factor > 0 and math.isfinite(factor)):
+                raise ConfigError(f"'{name}' of '{task}' must be above 0, found {factor}; to leave a task out, "
                                   "take it off the list of tasks")  # fmt: skip
     if config.law == "fixed":
         missing = sorted(set(sizes) - set(config.weights))

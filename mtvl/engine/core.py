@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from mtvl import dist
 from mtvl.config import RunConfig
-from mtvl.engine.masters import Masters
+from mtvl.engine.masters import Masters, full_shape
 from mtvl.engine.process import start
 from mtvl.engine.settings import deepspeed_settings
 from mtvl.engine.state import load_state, save_state
@@ -91,7 +91,7 @@ class Engine:
     @property
     def num_trainable(self) -> int:
         """Number of trained scalars."""
-        return sum(math.prod(getattr(p, "ds_shape", p.shape)) for p in self.masters.parameters.values())
+        return sum(math.prod(full_shape(p)) for p in self.masters.parameters.values())
 
     def train_step(self, step: int, batches: Sequence[Batch]) -> StepReport:
         """Run optimizer step `step` (from 0) on this rank's `micro_steps` batches, in the same task order on all ranks.
@@ -125,12 +125,12 @@ class Engine:
         """Forward and backward of one micro-batch; returns its detached loss. The update follows in `train_step`."""
         batch = batch.to(self.device)
         batch.features = batch.features.to(DTYPES[self.config.train.precision])
-        self.module.set_task(batch.task)
+        cast(Any, self.module).set_task(batch.task)
         loss = self.deepspeed(batch)
         # DeepSpeed averages over ranks, and over micro-steps unless told not to; losses here are shares of a sum.
         self.deepspeed.backward(loss.float() * dist.world_size(), scale_wrt_gas=False)
         self._window += 1
-        if self._window < self.micro_steps:
+        if self._window < self.micro_steps and self.deepspeed.managed_gradient_accumulation():
             self.deepspeed.step()  # no boundary: only counts the micro-step
         return loss.detach()
 
@@ -149,8 +149,8 @@ class Engine:
         """Sum the losses over micro-batches and ranks; `skipped` tells whether any of them was not finite."""
         values = torch.stack([loss.double() for loss in losses]).tolist()
         tasks = sorted({b.task for b in batches})
-        sums = {task: 0.0 for task in tasks}
-        rows = Counter({task: 0 for task in tasks})
+        sums = dict.fromkeys(tasks, 0.0)
+        rows = dict.fromkeys(tasks, 0)
         for batch, value in zip(batches, values, strict=True):
             sums[batch.task] += value / batch.loss_weight
             rows[batch.task] += len(batch.uids)
@@ -173,7 +173,7 @@ class Engine:
     def _update(self, report: StepReport) -> StepReport:
         """Clip and step unless something is not finite; returns the report with the gradient norm."""
         norm = self._plain_norm() if self.zero_stage == 0 else math.nan
-        skipped = report.skipped or math.isinf(norm) or (self.zero_stage == 0 and math.isnan(norm))
+        skipped = report.skipped or (self.zero_stage == 0 and not math.isfinite(norm))
         if skipped:
             # DeepSpeed must still see the end of the window; ZeRO-0 in fp32 would otherwise poison every parameter.
             self.optimizer.cancel()
@@ -182,7 +182,7 @@ class Engine:
         if self.zero_stage > 0:
             skipped = skipped or bool(self.deepspeed.optimizer.overflow)
             norm = math.inf if skipped else float(self.deepspeed.get_global_grad_norm())
-        return StepReport(**{**vars(report), "grad_norm": norm, "skipped": skipped})
+        return replace(report, grad_norm=norm, skipped=skipped)
 
     def _plain_norm(self) -> float:
         """Global gradient norm on stage 0, where gradients are whole and already averaged on every rank."""

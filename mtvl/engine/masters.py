@@ -55,7 +55,8 @@ class Masters:
         """Zero gradient buffers that DeepSpeed would otherwise carry into the coming window.
 
         ZeRO-3 (and every stage with optimizer offload) copies the gradients of the parameters that fired into a
-        persistent buffer and never clears it: a parameter unused in a window would get its last gradient again.
+        persistent buffer and never clears it: a parameter unused in a window would get its last gradient again. ZeRO-2
+        with offload also adds to the last window's sum where a parameter is first used in a later micro-step.
         """
         if self.stage == 3:
             _inside(self.zero, "grad_partitions_flat_buffer").zero_()
@@ -63,6 +64,9 @@ class Masters:
             for tensor in self._tensors():
                 if tensor.grad is not None:
                     tensor.grad.zero_()
+        if self.stage in (1, 2) and _inside(self.zero, "cpu_offload"):
+            for buffer in _inside(self.zero, "accumulated_grads_in_cpu").values():
+                buffer.zero_()
 
     def get(self, name: str, state: str | None = None) -> torch.Tensor:
         """Full fp32 CPU copy of the master weight (or of the moment `state`) of `name`. Collective from stage 1 on."""

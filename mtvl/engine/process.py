@@ -80,6 +80,8 @@ def _choose_device(device: str | None) -> torch.device:
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
+        # Without it DeepSpeed starts a subprocess in every micro-step to count the machine's NUMA nodes.
+        os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
         return torch.device("cpu")
     index = int(os.environ["LOCAL_RANK"])
     if not kind.startswith("cuda") or index >= torch.cuda.device_count():

@@ -80,12 +80,16 @@ def deepspeed_settings(config: RunConfig, micro_steps: int, world_size: int) -> 
         if zero.get(key, {}).get("device", "none") == "nvme":
             raise EngineError(f"{config.engine.file}: '{key}' on nvme is not supported; use cpu or none")
     micro = config.train.micro_batch
+    offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
     return {
         **values,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": micro_steps,
         "train_batch_size": micro * micro_steps * world_size,
         "gradient_clipping": config.optim.clip_norm,  # always written: DeepSpeed clips at 1.0 when it is absent
+        # With the optimizer offloaded, DeepSpeed's own accumulation keeps only gradients of parameters that were used in
+        # the last micro-step; with the boundary in our hands it keeps those of the whole window.
+        "managed_gradient_accumulation": not (offloaded and stage >= 2),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,

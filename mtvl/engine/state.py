@@ -72,7 +72,8 @@ def load_state(folder: Path, masters: Masters, groups: Sequence[ParameterGroup])
     _check_groups(folder, facts, masters, groups)
     try:
         with safe_open(str(folder / TENSORS), framework="pt") as file:
-            _check_tensors(folder, {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}, masters)
+            saved = list(file.keys())
+            _check_tensors(folder, {k: tuple(file.get_slice(k).get_shape()) for k in saved}, masters)
             for state in (None, *masters.optimizer.state_names):
                 for name in masters.parameters:
                     masters.set(name, file.get_tensor(f"{state or WEIGHT}/{name}"), state)
@@ -94,9 +95,7 @@ def _read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def _check_groups(
-    folder: Path, facts: Mapping[str, Any], masters: Masters, groups: Sequence[ParameterGroup]
-) -> None:
+def _check_groups(folder: Path, facts: Mapping[str, Any], masters: Masters, groups: Sequence[ParameterGroup]) -> None:
     if facts["optimizer"] != type(masters.optimizer).__name__:
         raise CheckpointError(
             f"{folder}: saved with optimizer {facts['optimizer']}, this run uses {type(masters.optimizer).__name__}"
@@ -164,6 +163,7 @@ def _restore_random(folder: Path, world_size: int) -> None:
     file = folder / f"random_{dist.rank()}.safetensors"
     try:
         with safe_open(str(file), framework="pt") as content:
-            set_random_state({k: content.get_tensor(k) for k in content.keys()})
+            names = list(content.keys())
+            set_random_state({k: content.get_tensor(k) for k in names})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read {file}: {error}") from None

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtvl.errors import ConfigError, DataError, MtvlError, near_names
-from mtvl.metrics.java import JavaError, find_java, run_meteor, run_ptb
+from mtvl.metrics.java import JavaError, Meteor, find_java, run_meteor, run_ptb
 from mtvl.metrics.ptb import drop_punctuation, python_ptb
 from mtvl.metrics.result import Result, check_ids
 
@@ -44,11 +44,11 @@ def tokenise(texts: Sequence[str], tokenizer: str = "auto") -> tuple[list[str], 
     return [python_ptb(text) for text in texts], "python"
 
 
-def score_tokenised(candidates: Texts, references: References, *, meteor: bool = True) -> Result:
+def score_tokenised(candidates: Texts, references: References, *, meteor: bool | Meteor = True) -> Result:
     """Score texts that are tokenised already (words separated by single spaces).
 
     Order of ids is that of `candidates`. CIDEr is CIDEr-D with document frequencies of the references at hand, so a
-    single item scores 0. `details["per_item_metrics"]` holds every metric per id. Everything is x 100.
+    single item scores 0. `meteor` may be a running METEOR, which is then left running. `details["per_item_metrics"]` holds every metric per id. Everything is x 100.
 
     Raises DataError when ids differ or an id has no reference, JavaError when METEOR is wanted and cannot run.
     *Source:* pycocoevalcap 1.2 (SPICE left out: it downloads 384 MB when it starts).
@@ -58,7 +58,9 @@ def score_tokenised(candidates: Texts, references: References, *, meteor: bool =
         from pycocoevalcap.cider.cider import Cider  # type: ignore[import-untyped]
         from pycocoevalcap.rouge.rouge import Rouge  # type: ignore[import-untyped]
     except ImportError as error:
-        raise MtvlError(f"caption metrics expect the package pycocoevalcap; pip install pycocoevalcap ({error})") from error
+        raise MtvlError(
+            f"caption metrics expect the package pycocoevalcap; pip install pycocoevalcap ({error})"
+        ) from error
     check_ids(candidates.keys(), references.keys(), "captions")
     uids = list(candidates)
     without = [uid for uid in uids if not any(text.strip() for text in references[uid])]
@@ -75,7 +77,8 @@ def score_tokenised(candidates: Texts, references: References, *, meteor: bool =
         f"Bleu_{n}": (total, items) for n, (total, items) in enumerate(zip(bleu, bleu_items, strict=True), start=1)
     }
     if meteor:
-        total, by_uid = run_meteor(candidates, references)
+        run = meteor.score if isinstance(meteor, Meteor) else run_meteor
+        total, by_uid = run(candidates, references)
         found["METEOR"] = total, [by_uid[uid] for uid in uids]
     found["ROUGE_L"] = Rouge().compute_score(truths, guesses)
     found["CIDEr"] = Cider().compute_score(truths, guesses)
@@ -115,17 +118,15 @@ def score_captions(
     Raises DataError when ids differ or an id has no reference; JavaError only with `tokenizer="ptb"`.
     """
     check_ids(predictions.keys(), references.keys(), "captions")
-    uids = list(predictions)
-    texts = [text for uid in uids for text in (predictions[uid], *references[uid])]
-    if ascii_only:
-        texts = [replace_non_ascii(text) for text in texts]
-    tokenised, label = tokenise(texts, tokenizer)
-    lines = iter(tokenised)
-    candidates = {}
-    truths = {}
-    for uid in uids:
-        candidates[uid] = next(lines)
-        truths[uid] = [next(lines) for _ in references[uid]]
+    # As upstream: references and candidates apart, in the order of the references. The PTB tokeniser looks across
+    # line ends (a period before "A ..." on the next line), so another order may change a token.
+    uids = list(references)
+    policy = replace_non_ascii if ascii_only else str
+    lines, label = tokenise([policy(text) for uid in uids for text in references[uid]], tokenizer)
+    rest = iter(lines)
+    truths = {uid: [next(rest) for _ in references[uid]] for uid in uids}
+    lines, label = tokenise([policy(predictions[uid]) for uid in uids], label)
+    candidates = dict(zip(uids, lines, strict=True))
     if meteor and label == "ptb":
         result, meteor_label = _score_with_meteor_if_possible(candidates, truths, required=tokenizer == "ptb")
     else:

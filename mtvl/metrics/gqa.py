@@ -89,7 +89,9 @@ def _consistency(uid: str, questions: Mapping[str, Question], predictions: Mappi
     return mean([float(predictions[other] == questions[other]["answer"]) for other in others])
 
 
-def _check_consistency(questions: Mapping[str, Question], balanced: Mapping[str, Question], wanted: bool | None) -> bool:
+def _check_consistency(
+    questions: Mapping[str, Question], balanced: Mapping[str, Question], wanted: bool | None
+) -> bool:
     entailed = {other for uid, question in balanced.items() for other in entailed_ids(uid, question)}
     absent = entailed - questions.keys()
     if wanted and absent:
@@ -143,16 +145,20 @@ def score_gqa(
     `references` are the official question entries; only those with `isBalanced` (true where absent) count, the others
     serve consistency. Validity and plausibility need `choices`, grounding `attentions` and `scene_graphs`, and
     consistency all entailed questions (None: computed when they are all there); what cannot be computed is left out
-    of the metrics (the official script prints 0). `details`: `per_structural_type`, `per_semantic_type`, `per_steps`,
+    of the metrics (the official script prints 0). Predictions must cover all references, with `consistency=False` the
+    balanced ones. `details`: `per_structural_type`, `per_semantic_type`, `per_steps`,
     `per_length` {name: {accuracy, count}}, `per_question`, `gold_distribution`, `predicted_distribution`.
 
-    Raises DataError when predictions and questions differ in ids, or when something asked for is incomplete.
+    Raises DataError when a prediction is missing (others are ignored), or when something asked for is incomplete.
     *Source:* official GQA eval.py (copy: ronghanghu/gqa_eval_script).
     """
-    check_ids(predictions.keys(), references.keys(), "GQA", allow_extra=True)
     balanced = {uid: question for uid, question in references.items() if question.get("isBalanced", True)}
     if not balanced:
         raise DataError(f"GQA: expected balanced questions, found none among {len(references)}; wrong file?")
+    check_ids(predictions.keys(), (balanced if consistency is False else references).keys(), "GQA", allow_extra=True)
+    for name, table in (("choices", choices), ("attentions", attentions)):
+        if table is not None:
+            check_ids(table.keys(), balanced.keys(), f"GQA {name}", allow_extra=True)
     with_consistency = _check_consistency(references, balanced, consistency)
     items: dict[str, dict[str, Any]] = {}
     for uid, question in balanced.items():
@@ -182,7 +188,8 @@ def _overall(items: Mapping[str, Mapping[str, Any]], balanced: Mapping[str, Ques
     for uid, question in balanced.items():
         by_form[question["types"]["structural"] == "query"].append(items[uid]["correct"])
     metrics = {"accuracy": 100 * mean([item["correct"] for item in items.values()])}
-    metrics |= {name: 100 * mean(by_form[is_open]) for name, is_open in (("binary", False), ("open", True))}
+    forms = {"binary": by_form[False], "open": by_form[True]}
+    metrics |= {name: 100 * mean(values) for name, values in forms.items() if values}
     names = {"validity": "valid", "plausibility": "plausible", "consistency": "consistency", "grounding": "grounding"}
     for name, key in names.items():
         if key in next(iter(items.values())):

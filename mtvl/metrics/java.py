@@ -7,6 +7,7 @@ that: pipes and temporary files only, a fixed locale, a time limit, and no proce
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import shutil
@@ -90,66 +91,9 @@ def run_ptb(texts: Sequence[str]) -> list[str]:
     return [line.rstrip() for line in tokenised]
 
 
-class _Meteor:
-    """One running METEOR process; a context manager that always ends it."""
-
-    def __init__(self, limit_seconds: float) -> None:
-        jar = _jar("meteor", "meteor-1.5.jar")
-        command = [_need_java(), *_LOCALE, "-Xmx2G", "-jar", jar, "-", "-", "-stdio", "-l", "en", "-norm"]
-        self._errors = tempfile.TemporaryFile()  # a file, not a pipe: nobody reads it while METEOR runs
-        self._limit = limit_seconds
-        try:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, cwd=tempfile.gettempdir()
-            )
-        except OSError as error:
-            self._errors.close()
-            raise JavaError(f"METEOR: expected to start {command[0]}, found: {error}") from error
-        self._watchdog = threading.Timer(limit_seconds, self._process.kill)
-        self._watchdog.daemon = True
-        self._watchdog.start()
-
-    def __enter__(self) -> _Meteor:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._watchdog.cancel()
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._errors):
-            if stream is not None:
-                _close(stream)
-
-    def tell(self, line: str) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write((line + "\n").encode("utf-8", "replace"))
-            self._process.stdin.flush()
-        except OSError as error:
-            raise self._failure(f"{error}") from error
-
-    def hear(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise self._failure("end of output")
-        return line.decode("utf-8").strip()
-
-    def _failure(self, found: str) -> JavaError:
-        self._process.kill()
-        self._process.wait()
-        self._errors.seek(0)
-        return JavaError(
-            f"METEOR: expected an answer within {self._limit:.0f} s, found {found} (exit "
-            f"{self._process.returncode}); it said: {_tail(self._errors.read())}. It needs 2 GB of memory."
-        )
-
-
 def _close(stream: IO[bytes]) -> None:
-    try:
+    with contextlib.suppress(BrokenPipeError):  # METEOR was killed with bytes still in our buffer: nothing is lost
         stream.close()
-    except BrokenPipeError:
-        pass  # METEOR was killed with bytes still in our buffer: nothing is lost
 
 
 def _clean(text: str) -> str:
@@ -157,25 +101,101 @@ def _clean(text: str) -> str:
     return text.replace("|||", "").replace("  ", " ").translate(_LINE_BREAKS)
 
 
-def run_meteor(
-    candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
-) -> tuple[float, dict[str, float]]:
-    """METEOR 1.5 (English, -norm) of tokenised texts: corpus score and score per id, as fractions.
+class Meteor:
+    """One running METEOR 1.5 (English, -norm); a context manager that always ends the process.
 
-    The corpus score is computed from summed statistics: it is not the mean of the items. Raises JavaError.
+    Starting takes seconds (it reads a paraphrase table), so score several sets with one. Raises JavaError.
     """
-    if not candidates:
-        return 0.0, {}
-    with _Meteor(_START_SECONDS + _SECONDS_PER_TEXT * len(candidates)) as meteor:
+
+    def __init__(self) -> None:
+        jar = _jar("meteor", "meteor-1.5.jar")
+        command = [_need_java(), *_LOCALE, "-Xmx2G", "-jar", jar, "-", "-", "-stdio", "-l", "en", "-norm"]
+        # A file, not a pipe: nobody reads it while METEOR runs. Closed in `close`.
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, cwd=tempfile.gettempdir()
+            )
+        except OSError as error:
+            self._errors.close()
+            raise JavaError(f"METEOR: expected to start {command[0]}, found: {error}") from error
+
+    def __enter__(self) -> Meteor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process; more than once does no harm."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            if stream is not None:
+                _close(stream)
+
+    def score(
+        self, candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
+    ) -> tuple[float, dict[str, float]]:
+        """METEOR of tokenised texts: corpus score and score per id, as fractions.
+
+        The corpus score is computed from summed statistics: it is not the mean of the items.
+        """
+        if not candidates:
+            return 0.0, {}
+        limit = _START_SECONDS + _SECONDS_PER_TEXT * len(candidates)
+        watchdog = threading.Timer(limit, self._process.kill)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            answers = self._ask(candidates, references)
+            scores = [float(answer) for answer in answers]
+        except OSError as error:
+            raise self._failure(f"{error}", limit) from error
+        except EOFError as error:
+            raise self._failure("end of output", limit) from error
+        except ValueError as error:
+            raise JavaError(f"METEOR: expected numbers, found {error}") from error
+        finally:
+            watchdog.cancel()
+        return scores[-1], dict(zip(candidates, scores[:-1], strict=True))
+
+    def _ask(self, candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> list[str]:
         statistics = []
         for uid, candidate in candidates.items():
             texts = [*map(_clean, references[uid]), _clean(candidate)]
-            meteor.tell(_EVAL_SEPARATOR.join(["SCORE", *texts]))
-            statistics.append(meteor.hear())
-        meteor.tell(_EVAL_SEPARATOR.join(["EVAL", *statistics]))
-        answers = [meteor.hear() for _ in range(len(statistics) + 1)]
-    try:
-        scores = [float(answer) for answer in answers]
-    except ValueError as error:
-        raise JavaError(f"METEOR: expected numbers, found {error}") from error
-    return scores[-1], dict(zip(candidates, scores[:-1], strict=True))
+            self._tell(_EVAL_SEPARATOR.join(["SCORE", *texts]))
+            statistics.append(self._hear())
+        self._tell(_EVAL_SEPARATOR.join(["EVAL", *statistics]))
+        return [self._hear() for _ in range(len(statistics) + 1)]
+
+    def _tell(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write((line + "\n").encode("utf-8", "replace"))
+        self._process.stdin.flush()
+
+    def _hear(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise EOFError
+        return line.decode("utf-8").strip()
+
+    def _failure(self, found: str, limit: float) -> JavaError:
+        self._process.kill()
+        self._process.wait()
+        self._errors.seek(0)
+        return JavaError(
+            f"METEOR: expected an answer within {limit:.0f} s, found {found} (exit {self._process.returncode}); "
+            f"it said: {_tail(self._errors.read())}. It needs 2 GB of memory."
+        )
+
+
+def run_meteor(
+    candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
+) -> tuple[float, dict[str, float]]:
+    """`Meteor.score` with a process of its own."""
+    if not candidates:
+        return 0.0, {}
+    with Meteor() as meteor:
+        return meteor.score(candidates, references)

@@ -25,7 +25,7 @@ def _some(ids: Collection[str]) -> str:
 
 
 def check_ids(found: Collection[str], expected: Collection[str], what: str, *, allow_extra: bool = False) -> None:
-    """Raise DataError unless the predicted ids are the expected ids (`allow_extra`: contain them).
+    """Raise DataError unless the ids found are the expected ids (`allow_extra`: contain them).
 
     A scorer that averages over whatever is there would hide lost items, so every one of them checks.
     """
@@ -34,10 +34,10 @@ def check_ids(found: Collection[str], expected: Collection[str], what: str, *, a
     missing = set(expected) - set(found)
     extra = set() if allow_extra else set(found) - set(expected)
     if missing or extra:
-        parts = [f"{len(missing)} without a prediction ({_some(missing)})"] if missing else []
-        parts += [f"{len(extra)} predicted but not in the split ({_some(extra)})"] if extra else []
+        parts = [f"{len(missing)} missing ({_some(missing)})"] if missing else []
+        parts += [f"{len(extra)} that are not in the split ({_some(extra)})"] if extra else []
         raise DataError(
-            f"{what}: expected one prediction for each of {len(expected)} ids, found {'; '.join(parts)}; "
+            f"{what}: expected one entry for each of {len(expected)} ids, found {'; '.join(parts)}; "
             "predict the whole split once and score it again"
         )
 

@@ -28,7 +28,9 @@ def ranks_of_truth(similarity: np.ndarray, is_truth: np.ndarray, ties: str = "av
     if ties not in TIE_RULES:
         raise ConfigError(f"unknown tie rule {ties!r}; {near_names(ties, TIE_RULES)}")
     if similarity.ndim != 2 or similarity.shape != is_truth.shape:
-        raise DataError(f"retrieval: expected two (queries, items) matrices, found {similarity.shape}, {is_truth.shape}")
+        raise DataError(
+            f"retrieval: expected two (queries, items) matrices, found {similarity.shape}, {is_truth.shape}"
+        )
     if np.isnan(similarity).any():
         rows = np.flatnonzero(np.isnan(similarity).any(axis=1))
         raise DataError(

@@ -20,26 +20,28 @@ _MAX_PERIODS = 32
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _ARTICLES = frozenset({"a", "an", "the"})
 _NUMBERS = {"none": "0", "zero": "0"} | {
-    word: str(n) for n, word in enumerate("one two three four five six seven eight nine ten".split(), start=1)
+    word: str(n)
+    for n, word in enumerate(["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], start=1)
 }
 
 # Right-hand sides of the official contraction table. The left-hand sides are these words with one apostrophe lost.
 # Words that the table leaves alone (well, were, shell, hell, ill, its ...) are missing on purpose; so are its
 # capitalised keys (Im, Ive, Id've), which cannot match lower-cased text.
 _CONTRACTED = """
-    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
-    he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
-    o'clock oughtn't shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd
-    someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've there're
-    there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've
-    when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't
-    wouldn't've y'all y'all'll y'all'd've 'ow's'at you'd you'd've you'll you're you've
-""".split()
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
+    he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've
+    needn't not've o'clock oughtn't shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll
+    somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd
+    there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't
+    what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll
+    why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've 'ow's'at you'd you'd've you'll
+    you're you've
+"""
 
 
 def _contractions() -> dict[str, str]:
     table = {}
-    for word in _CONTRACTED:
+    for word in _CONTRACTED.split():
         for position, character in enumerate(word):
             if character == "'":
                 table[word[:position] + word[position + 1 :]] = word
@@ -173,7 +175,7 @@ def score_vqa(
         for uid, reference in references.items()
     }
     overall = 100 * float(sum(accuracies.values())) / len(accuracies)
-    details = {
+    details: dict[str, Any] = {
         "variant": variant,
         "per_question_type": _percent_by("question_type", accuracies, references),
         "per_answer_type": _percent_by("answer_type", accuracies, references),

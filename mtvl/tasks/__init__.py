@@ -55,7 +55,7 @@ def load_task(
     if not (folder / f"{name}.yaml").is_file():
         raise ConfigError(f"unknown task {name!r}; {near_names(name, task_names(folder))}")
     config = read_task_config(name, folder / f"{name}.yaml", family)
-    return TASKS.load(config.kind)(name, config, Path(root), evaluate or EvaluateConfig())
+    return TASKS.load(config.kind)(name, config, Path(root).absolute(), evaluate or EvaluateConfig())
 
 
 def read_task_config(name: str, file: Path, family: str = "") -> TaskConfig:

@@ -13,7 +13,7 @@ from mtvl.config import EvaluateConfig
 from mtvl.data.formats.rows import Row
 from mtvl.errors import ConfigError, DataError, near_names
 from mtvl.registry import Registry
-from mtvl.tasks.sources import Source, SourceConfig, choose_source
+from mtvl.tasks.sources import Source, SourceConfig, choose_source, collector_paused
 from mtvl.types import Decoding, Example, Limits, Prediction, Scores
 
 LOSSES = ("sample_mean", "token_mean")
@@ -83,8 +83,10 @@ class BaseTask(ABC):
     def examples(self, split: str) -> Sequence[Example]:
         """All examples of `split` in file order; raises DataError, never drops a row silently."""
         if split not in self._examples:
-            rows, images = self.source.load(split)
-            made = tuple(e for row, paths in zip(rows, images, strict=True) for e in self._from_row(row, paths, split))
+            with collector_paused():
+                rows, images = self.source.load(split)
+                pairs = zip(rows, images, strict=True)
+                made = tuple(e for row, paths in pairs for e in self._from_row(row, paths, split))
             if split == "train":
                 self._need_targets(made, rows)
             self._examples[split] = made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from mtvl.errors import DataError
@@ -23,7 +23,7 @@ def constant_baseline(task: Task, train_examples: Sequence[Example], eval_exampl
 
 def heaviest_answer(examples: Sequence[Example]) -> str:
     """The answer with the largest sum of target weights; the first in the alphabet on a tie."""
-    weights: Counter[str] = Counter()
+    weights: dict[str, float] = defaultdict(float)
     for example in examples:
         for target in example.targets:
             weights[target.text] += target.weight
@@ -44,7 +44,7 @@ def central_caption(examples: Sequence[Example]) -> str:
     counts = [_ngrams(text) for text in captions]
     documents = Counter(gram for found in counts for gram in found)
     vectors = [_unit({g: n * math.log(len(counts) / documents[g]) for g, n in found.items()}) for found in counts]
-    centre: Counter[tuple[str, ...]] = Counter()
+    centre: dict[tuple[str, ...], float] = defaultdict(float)
     for vector in vectors:
         for gram, value in vector.items():
             centre[gram] += value

@@ -41,9 +41,11 @@ class GQA(BaseTask):
             return _plain_accuracy(texts, balanced)
         choices = {uid: r["choices"] for uid, r in balanced.items() if "choices" in r}
         result = score_gqa(texts, references, choices=choices if len(choices) == len(balanced) else None)
-        # A mean over no question is no 0.
+        # A mean over no question, or a distance between no groups, is no 0.
         forms = {"open" if r["types"]["structural"] == "query" else "binary" for r in balanced.values()}
         empty = {"open", "binary"} - forms
+        if all(r["groups"]["global"] is None for r in balanced.values()):
+            empty.add("distribution")
         return dataclasses.replace(result, metrics={k: v for k, v in result.metrics.items() if k not in empty})
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from distributed import launch_ok
 from PIL import Image
 
 from mtvl.data.features import FeatureStore
@@ -87,10 +88,11 @@ def test_a_crash_keeps_what_was_finished(tmp_path: Path, pictures: list[str]) ->
     assert encoder.seen == 4
 
 
+@pytest.mark.multiproc
 def test_a_killed_process_keeps_its_finished_shards(tmp_path: Path, pictures: list[str]) -> None:
     code = f"""
 import os, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
 from test_features import Encoder, store
 from pathlib import Path
 class Dying(Encoder):
@@ -151,38 +153,40 @@ def test_bad_pictures_and_bad_encoders_are_named(tmp_path: Path, pictures: list[
         store(tmp_path, Encoder()).get([pictures[0]])
 
 
-RANK_CODE = """
-import sys, torch.distributed as dist
-sys.path.insert(0, {here!r})
-from test_features import Encoder, store
-from mtvl.errors import DataError
+RANK_SCRIPT = """
+import sys
 from pathlib import Path
-rank, fails = int(sys.argv[1]), int(sys.argv[2])
-dist.init_process_group("gloo", init_method="file://{tmp}/rendezvous" + sys.argv[2], rank=rank, world_size=2)
-encoder = Encoder(fails_after=fails)
-features = store(Path({tmp!r}), encoder)
-try:
-    print(features.ensure({pictures!r}), encoder.seen, features.get({pictures!r})[:, 0, 0].tolist())
-except DataError as error:
-    print("DataError", str(error)[:40])
-dist.destroy_process_group()
+
+import torch.distributed as torch_dist
+
+sys.path.insert(0, HERE)
+from mtvl.errors import DataError
+from test_features import Encoder, store
+
+torch_dist.init_process_group("gloo")
+for fails_after in (6, 100):
+    encoder = Encoder(fails_after)
+    features = store(Path(FOLDER), encoder)
+    try:
+        computed = features.ensure(PICTURES)
+        print("RESULT", computed, encoder.seen, features.get(PICTURES)[:, 0, 0].tolist())
+    except DataError as error:
+        print("RESULT", str(error).split(" on ")[0])
+torch_dist.destroy_process_group()
 """
 
 
+@pytest.mark.multiproc
 def test_rank_0_computes_for_all_and_its_failure_reaches_all(tmp_path: Path, pictures: list[str]) -> None:
-    code = RANK_CODE.format(here=str(Path(__file__).parent), tmp=str(tmp_path), pictures=pictures)
-
-    def run(fails: int) -> list[str]:
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, "-c", code, str(rank), str(fails)],
-                stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
-            )
-            for rank in (0, 1)
-        ]  # fmt: skip
-        return [process.communicate(timeout=60)[0].strip() for process in ranks]
-
-    assert run(6) == ["DataError the image encoder failed on " + str(tmp_path)[:7], "DataError rank 0 could not compute"[:9]
-                      + " rank 0 could not compute the features; i"]  # fmt: skip
-    values = [float(10 * i) for i in range(10)]
-    assert run(100) == [f"4 4 {values}", f"4 0 {values}"]
+    script = tmp_path / "ranks.py"
+    values = {"HERE": str(Path(__file__).parent), "FOLDER": str(tmp_path), "PICTURES": pictures}
+    script.write_text("".join(f"{name} = {value!r}\n" for name, value in values.items()) + RANK_SCRIPT)
+    ends = launch_ok(script, 2, timeout_seconds=60)
+    features = [float(10 * i) for i in range(10)]
+    assert [[line for line in end.output.splitlines() if line.startswith("RESULT")] for end in ends] == [
+        ["RESULT the image encoder failed", f"RESULT 4 4 {features}"],
+        [
+            "RESULT rank 0 could not compute the features; its own message says why",
+            f"RESULT 4 0 {features}",
+        ],
+    ]

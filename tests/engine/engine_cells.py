@@ -1,6 +1,7 @@
 """Checks that need ranks: runs all cells of one world size in one launch and writes what it measured as JSON.
 
 A cell is a function of the stage that returns plain numbers; test_engine.py asserts on them.
+The cells of one rank load what two ranks have saved, so two come first.
 Usage (started by tests/distributed.py): engine_cells.py FOLDER
 """
 
@@ -16,16 +17,18 @@ from typing import Any
 
 import torch
 from deepspeed.runtime.zero import GatheredParameters
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from toy_model import TASKS, Toy, split, toy_groups, toy_slot
 
 from mtvl import dist
 from mtvl.config import EngineConfig, MixtureConfig, OptimConfig, RunConfig, TrainConfig
 from mtvl.engine import Engine, finish
-from mtvl.errors import EngineError
+from mtvl.errors import CheckpointError, EngineError
 from mtvl.types import Batch
 
 STAGES = ("zero0", "zero1", "zero2", "zero3")
-ROWS = 12
+ROWS, STEPS = 12, 7
 FOLDER = Path(sys.argv[1])
 
 
@@ -40,7 +43,9 @@ def make_config(
         train=TrainConfig(
             steps=steps, global_batch=ROWS, micro_batch=ROWS, precision="bf16" if "bf16" in stage else "fp32"
         ),
-        optim=OptimConfig(name=optimizer, lr=lr, weight_decay=0.1, warmup_ratio=0.0, schedule="constant", clip_norm=clip),
+        optim=OptimConfig(
+            name=optimizer, lr=lr, weight_decay=0.1, warmup_ratio=0.0, schedule="constant", clip_norm=clip
+        ),
         engine=EngineConfig(file),
     )
 
@@ -80,7 +85,7 @@ def reference(config: RunConfig, steps: int, **toy: Any) -> tuple[dict[str, torc
             model.set_task(slot.task)
             loss = model(slot)
             loss.backward()
-            total += float(loss)
+            total += float(loss.detach())
         limit = config.optim.clip_norm or float("inf")
         norms.append(float(torch.nn.utils.clip_grad_norm_(trained, limit)))
         losses.append(total)
@@ -121,18 +126,18 @@ def run(engine: Engine, steps: range, micro_per_slot: int = 1) -> list[Any]:
 
 
 def parity(stage: str, optimizer: str, slots: int, micro_per_slot: int, clip: float, **toy: Any) -> dict[str, Any]:
-    """Largest differences from plain PyTorch in parameters, losses and gradient norms after eight steps."""
+    """Largest differences from plain PyTorch in parameters, losses and gradient norms after seven steps."""
     config = make_config(stage, optimizer, slots, clip, lr=0.05 if optimizer == "sgd" else 0.02)
     engine = make_engine(config, micro_per_slot, **toy)
     start = frozen_hash(engine)
-    reports = run(engine, range(8), micro_per_slot)
+    reports = run(engine, range(STEPS), micro_per_slot)
     state = {n: engine.masters.get(n) for n in engine.masters.parameters}
-    expected, losses, norms = reference(config, 8)
+    expected, losses, norms = reference(config, STEPS)
     return {
         "parameters": max(float((state[n] - expected[n]).abs().max()) for n in expected),
         "loss": max(abs(r.loss - x) for r, x in zip(reports, losses, strict=True)),
         "norm": max(abs(r.grad_norm - x) / x for r, x in zip(reports, norms, strict=True)),
-        "moved": max(float((state[n] - p).abs().max()) for n, p in Toy().named_parameters() if n in state),
+        "moved": max(float((state[n] - p.detach()).abs().max()) for n, p in Toy().named_parameters() if n in state),
         "frozen_same": start == frozen_hash(engine),
         "rows": [dict(r.num_examples) for r in reports],
     }
@@ -175,12 +180,12 @@ def not_finite(stage: str) -> dict[str, Any]:
     second = run(engine, range(4, 5))[0]
     engine.module.broken_gradient = False
     after_inf = snapshot(engine)
-    good = run(engine, range(3, 8))
+    good = run(engine, range(3, STEPS))
     state = {n: engine.masters.get(n) for n in engine.masters.parameters}
-    expected, _, _ = reference(engine.config, 8)
+    expected, _, _ = reference(engine.config, STEPS)
     message = ""
     try:
-        for step in range(8, 20):
+        for step in range(STEPS, STEPS + 12):
             parts = split(slots_of(step, 2), dist.rank(), dist.world_size(), 1)
             parts[1].target_weights = parts[1].target_weights * (float("nan") if last else 1.0)
             engine.train_step(step, parts)
@@ -223,6 +228,12 @@ def dead_task(stage: str) -> dict[str, Any]:
     return {"message": ""}
 
 
+def saved_names(folder: Path) -> list[str]:
+    """Entries of a saved state."""
+    with safe_open(str(folder / "engine.safetensors"), framework="pt") as file:
+        return list(file.keys())
+
+
 def resume(stage: str) -> dict[str, Any]:
     """Five and five steps against ten, with dropout and accumulation; the state goes through files."""
     config = make_config(stage, slots=2)
@@ -235,7 +246,7 @@ def resume(stage: str) -> dict[str, Any]:
     straight.save(folder)
     dist.barrier()
     expected = [r.loss for r in run(straight, range(5, 10), 2)]
-    again = make_engine(config, 2, dropout=0.3, seed=99)
+    again = make_engine(config, 2, dropout=0.3, noise=1.0)
     torch.manual_seed(7)
     again.load(folder)
     losses = [r.loss for r in run(again, range(5, 10), 2)]
@@ -244,13 +255,14 @@ def resume(stage: str) -> dict[str, Any]:
         "losses_equal": losses == expected,
         "bytes": sum(p.stat().st_size for p in folder.iterdir()),
         "trainable": straight.num_trainable,
-        "names": sorted(p.name for p in folder.iterdir()),
+        "tensor_bytes": (folder / "engine.safetensors").stat().st_size,
+        "frozen_saved": [n for n in saved_names(folder) if n.split("/", 1)[1] not in straight.masters.parameters],
     }
 
 
 def elsewhere(stage: str, folder: Path) -> dict[str, Any]:
     """A state of another stage and number of ranks is loaded and saved again: the same tensors."""
-    engine = make_engine(make_config(stage, slots=2), 2, dropout=0.3, seed=99)
+    engine = make_engine(make_config(stage, slots=2), 2, dropout=0.3, noise=1.0)
     engine.load(folder)
     copy = FOLDER / f"copy_{stage}_{dist.world_size()}"
     copy.mkdir(exist_ok=True)
@@ -266,11 +278,43 @@ def elsewhere(stage: str, folder: Path) -> dict[str, Any]:
     return {"same_tensors": digests[0] == digests[1], "loss": value}
 
 
+def foreign(stage: str) -> dict[str, Any]:
+    """States of other models, changed in one item each."""
+    engine = make_engine(make_config(stage))
+    good = FOLDER / "foreign"
+    good.mkdir()
+    engine.save(good)
+    tensors = load_file(good / "engine.safetensors")
+    facts = json.loads((good / "engine.json").read_text())
+    group = {**facts["groups"][2], "decay": not facts["groups"][2]["decay"]}
+    changes: dict[str, tuple[dict[str, torch.Tensor], str]] = {
+        "missing": ({k: v for k, v in tensors.items() if k != "exp_avg/shared.bias"}, json.dumps(facts)),
+        "shape": ({**tensors, "weight/shared.bias": torch.zeros(4)}, json.dumps(facts)),
+        "additional": ({**tensors, "weight/trunk": torch.zeros(2)}, json.dumps(facts)),
+        "group": (tensors, json.dumps({**facts, "groups": [*facts["groups"][:2], group, *facts["groups"][3:]]})),
+        "optimizer": (tensors, json.dumps({**facts, "optimizer": "SGD"})),
+        "format": (tensors, json.dumps({**facts, "format": 0})),
+        "broken": (tensors, "{"),
+    }
+    run(engine, range(2))
+    before, messages = snapshot(engine), {}
+    for name, (content, text) in changes.items():
+        folder = FOLDER / f"foreign_{name}"
+        folder.mkdir()
+        save_file(content, folder / "engine.safetensors")
+        (folder / "engine.json").write_text(text)
+        try:
+            engine.load(folder)
+        except CheckpointError as error:
+            messages[name] = str(error)
+    return {"messages": messages, "changed": changed(before, snapshot(engine))}
+
+
 def low_precision(stage: str) -> dict[str, Any]:
     """bf16 weights with fp32 masters against the fp32 reference, and idle tasks in bf16."""
     engine = make_engine(make_config(stage, slots=3))
-    reports = run(engine, range(8))
-    _, losses, _ = reference(engine.config, 8)
+    reports = run(engine, range(STEPS))
+    _, losses, _ = reference(engine.config, STEPS)
     return {
         "loss": max(abs(r.loss - x) / x for r, x in zip(reports, losses, strict=True)),
         "idle": idle(stage, "adamw"),
@@ -280,7 +324,7 @@ def low_precision(stage: str) -> dict[str, Any]:
 
 def offload(stage: int) -> str:
     """Engine file with the optimizer offloaded to the CPU."""
-    file = FOLDER / f"offload{stage}.json"
+    file = FOLDER / f"offload{stage}_{dist.rank()}.json"
     file.write_text(json.dumps({"zero_optimization": {"stage": stage, "offload_optimizer": {"device": "cpu"}}}))
     return str(file)
 
@@ -288,26 +332,30 @@ def offload(stage: int) -> str:
 def cells() -> dict[str, Callable[[], dict[str, Any]]]:
     """All cells of this world size by name."""
     table: dict[str, Callable[[], dict[str, Any]]] = {}
+    several = dist.world_size() > 1
     for stage in STAGES:
-        for slots, micro in ((1, 1), (3, 1), (1, 3)):
-            for optimizer, clip in (("sgd", 0.0), ("adamw", 0.5)):
-                name = f"parity {stage} {optimizer} slots={slots} micro={micro}"
-                table[name] = lambda s=stage, o=optimizer, c=clip, k=slots, m=micro: parity(s, o, k, m, c)
-        table[f"recompute {stage}"] = lambda s=stage: parity(s, "adamw", 3, 1, 0.5, recompute=True)
-        table[f"idle {stage} sgd"] = lambda s=stage: idle(s, "sgd")
-        table[f"idle {stage} adamw"] = lambda s=stage: idle(s, "adamw")
-        table[f"not_finite {stage}"] = lambda s=stage: not_finite(s)
-        table[f"dead_task {stage}"] = lambda s=stage: dead_task(s)
+        for optimizer, clip, slots, micro in (("sgd", 0.0, 1, 1), ("sgd", 0.0, 3, 1), ("adamw", 0.5, 1, 3)):
+            name = f"parity {stage} {optimizer} slots={slots} micro={micro}"
+            table[name] = lambda s=stage, o=optimizer, c=clip, k=slots, m=micro: parity(s, o, k, m, c)
         table[f"resume {stage}"] = lambda s=stage: resume(s)
-        if dist.world_size() > 1:
+        if several:
+            table[f"idle {stage} adamw"] = lambda s=stage: idle(s, "adamw")
+            table[f"not_finite {stage}"] = lambda s=stage: not_finite(s)
             table[f"disagreement {stage}"] = lambda s=stage: disagreement(s)
-        else:
+        else:  # what does not depend on the number of ranks is cheaper here
+            table[f"idle {stage} sgd"] = lambda s=stage: idle(s, "sgd")
+            table[f"parity {stage} recompute"] = lambda s=stage: parity(s, "adamw", 3, 1, 0.5, recompute=True)
+            table[f"dead_task {stage}"] = lambda s=stage: dead_task(s)
             saved = FOLDER / f"resume_{STAGES[(STAGES.index(stage) + 1) % 4]}_2"
             table[f"elsewhere {stage}"] = lambda s=stage, f=saved: elsewhere(s, f)
+    if not several:
+        table["foreign zero2"] = lambda: foreign("zero2")
     for stage in ("zero2_bf16", "zero3_bf16"):
-        table[f"low_precision {stage}"] = lambda s=stage: low_precision(s)
-        table[f"resume {stage}"] = lambda s=stage: resume(s)
-    for number in (1, 2, 3):
+        if several:
+            table[f"low_precision {stage}"] = lambda s=stage: low_precision(s)
+        else:
+            table[f"resume {stage}"] = lambda s=stage: resume(s)
+    for number in (1, 2, 3) if several else ():
         table[f"parity offload{number}"] = lambda n=number: parity(offload(n), "adamw", 3, 1, 0.5)
         table[f"idle offload{number}"] = lambda n=number: idle(offload(n), "adamw")
     return table

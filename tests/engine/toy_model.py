@@ -46,13 +46,20 @@ class Layer(nn.Module):
 class Toy(nn.Module):
     """Rows are features (B, N, 1, WIDTH); the trunk runs once for each of the N pictures. Loss: weighted squared error."""
 
-    def __init__(self, seed: int = 0, zero: bool = False, recompute: bool = False, dropout: float = 0.0) -> None:
+    def __init__(
+        self, seed: int = 0, zero: bool = False, recompute: bool = False, dropout: float = 0.0, noise: float = 0.0
+    ) -> None:
+        """`noise` moves the trained parameters away from their start; the frozen ones depend on `seed` alone."""
         super().__init__()
         torch.manual_seed(seed)
         self.layers = nn.ModuleList([Layer(zero) for _ in range(LAYERS)])
         self.shared = nn.Linear(WIDTH, 3)
         self.dropout = nn.Dropout(dropout)
         self.recompute = recompute
+        with torch.no_grad():
+            for parameter in self.parameters():
+                if noise and parameter.requires_grad:
+                    parameter.add_(noise * torch.randn_like(parameter))
         self.dead_task = ""
         self.broken_gradient = False
 

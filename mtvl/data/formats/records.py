@@ -124,7 +124,10 @@ class Record:
 
     def records(self, key: str) -> list[Record]:
         """A list of objects that is not empty."""
-        return records_of(self.need(key), self.file, f"{self.place}.{key}" if self.place else key)
+        values = self.need(key)
+        if not isinstance(values, list) or not values:
+            raise self.error(f"expected a list of rows in {key!r}, found {describe(values)}")
+        return records_of(values, self.file, f"{self.place}.{key}" if self.place else key)
 
     def optional_text(self, key: str) -> str | None:
         """Text, or None when absent or null."""

@@ -74,7 +74,7 @@ def read_answers(record: Record) -> tuple[Mapping[str, Any], ...]:
     """
     values = record.need("answers")
     if not isinstance(values, list) or not values:
-        raise record.error(f"expected a list of answers, found {describe(values)}")
+        raise record.error(f"expected a list of answers in 'answers', found {describe(values)}")
     out: list[Mapping[str, Any]] = []
     for number, value in enumerate(values, start=1):
         answer = {"answer": value} if isinstance(value, str) else value

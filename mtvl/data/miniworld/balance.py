@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 from collections import Counter, deque
@@ -72,16 +73,20 @@ class Balancer:
         return 2 * self._seen[(*key, asked.outcome)] <= self._seen[key]
 
     def _excess(self, asked: Asked) -> float:
-        return sum(
-            weight * (self._seen[(*key, asked.outcome)] - self._seen[key] / len(asked.options))
-            for key, weight in _keys(asked)
-        )
+        outcome, options, seen, total = asked.outcome, len(asked.options), self._seen, 0.0
+        for key, weight in _keys(asked):
+            total += weight * (seen[(*key, outcome)] - seen[key] / options)
+        return total
 
 
 def _keys(asked: Asked) -> list[tuple[tuple[str, ...], float]]:
-    words = sorted({word for word in re.findall(r"[a-z]+", asked.text) if word in _CONTENT})
     keys = [(("form", asked.form), _FORM_WEIGHT), (("text", asked.form, asked.text), _TEXT_WEIGHT)]
-    return keys + [(("word", asked.form, word), _WORD_WEIGHT) for word in words]
+    return keys + [(("word", asked.form, word), _WORD_WEIGHT) for word in _content_words(asked.text)]
+
+
+@functools.lru_cache(maxsize=1 << 15)
+def _content_words(text: str) -> tuple[str, ...]:
+    return tuple(sorted({word for word in re.findall(r"[a-z]+", text) if word in _CONTENT}))
 
 
 _LOOK_AHEAD = 16  # forms that are tried for one picture

@@ -70,7 +70,7 @@ class Kind:
         """With a number word: "one red star", "two red stars", "no red stars"."""
         return f"{NUMBER_WORDS[number]} {self.words if number == 1 else self.plural}"
 
-    @property
+    @functools.cached_property
     def attributes(self) -> dict[str, str]:
         """The attributes that are mentioned."""
         return {name: getattr(self, name) for name in ATTRIBUTES if getattr(self, name)}
@@ -78,7 +78,12 @@ class Kind:
 
 def kind_of(thing: Thing, names: Sequence[str] = ("size", "texture", "colour", "shape")) -> Kind:
     """The kind that mentions the attributes `names` of `thing`."""
-    return Kind(**{name: getattr(thing, name) for name in names})
+    return _kind(tuple(names), tuple(getattr(thing, name) for name in names))
+
+
+@functools.cache  # a few hundred kinds, made millions of times
+def _kind(names: tuple[str, ...], values: tuple[str, ...]) -> Kind:
+    return Kind(**dict(zip(names, values, strict=True)))
 
 
 def count(scene: Scene, kind: Kind) -> int:
@@ -104,22 +109,30 @@ def references(scene: Scene, thing: Thing, without: Sequence[str] = ()) -> list[
 
     A longer form is left out when one of its parts already names the object.
     """
-    found: list[Kind] = []
     forms: list[tuple[str, ...]] = []
-    for form in _REFERENCE_FORMS:
-        if any(name in without for name in form) or any(set(shorter) < set(form) for shorter in forms):
-            continue
-        kind = kind_of(thing, form)
-        if only(scene, kind) is thing:
-            found.append(kind)
+    for form in _naming_forms(scene)[scene.objects.index(thing)]:
+        if not any(name in without for name in form) and not any(set(shorter) < set(form) for shorter in forms):
             forms.append(form)
-    return found
+    return [kind_of(thing, form) for form in forms]
 
 
-def named_things(scene: Scene, without: Sequence[str] = ()) -> list[tuple[Thing, list[Kind]]]:
+@functools.lru_cache(maxsize=256)  # the same scene is asked many things in a row
+def _naming_forms(scene: Scene) -> tuple[list[tuple[str, ...]], ...]:
+    """For every object the forms that tell it from all others."""
+    naming: tuple[list[tuple[str, ...]], ...] = tuple([] for _ in scene.objects)
+    for form in _REFERENCE_FORMS:
+        values = [tuple(getattr(thing, name) for name in form) for thing in scene.objects]
+        for forms, value in zip(naming, values, strict=True):
+            if values.count(value) == 1:
+                forms.append(form)
+    return naming
+
+
+@functools.lru_cache(maxsize=256)
+def named_things(scene: Scene, without: tuple[str, ...] = ()) -> tuple[tuple[Thing, tuple[Kind, ...]], ...]:
     """Objects that have at least one unique reference, with all of them."""
-    pairs = [(thing, references(scene, thing, without)) for thing in scene.objects]
-    return [(thing, kinds) for thing, kinds in pairs if kinds]
+    pairs = [(thing, tuple(references(scene, thing, without))) for thing in scene.objects]
+    return tuple((thing, kinds) for thing, kinds in pairs if kinds)
 
 
 def stands(a: Thing, direction: str, b: Thing) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from mtvl.data.miniworld.balance import Asked, Maker
 from mtvl.data.miniworld.grammar import (
@@ -24,7 +25,7 @@ from mtvl.data.miniworld.grammar import (
 from mtvl.data.miniworld.scene import COLOURS, SHAPES, Scene, Thing
 
 YES_NO = ("yes", "no")
-_MANY = 60  # candidates of one form that are looked at; more only cost time
+Item = TypeVar("Item")
 _FORMS_OF_EXISTENCE = (("shape",), ("colour",), ("colour", "shape"), ("size", "shape"), ("texture", "shape"))
 
 
@@ -33,26 +34,36 @@ def yes(truth: bool) -> str:
     return "yes" if truth else "no"
 
 
-def some(rng: random.Random, items: Sequence[Asked]) -> Sequence[Asked]:
-    """At most _MANY of `items`."""
-    return items if len(items) <= _MANY else rng.sample(items, _MANY)
-
-
 def matching(scene: Scene, *kinds: Kind) -> tuple[Thing, ...]:
     """The objects that any of `kinds` describes."""
     return tuple(thing for thing in scene.objects if any(kind.matches(thing) for kind in kinds))
 
 
-def named(scene: Scene, without: Sequence[str] = ()) -> Iterator[tuple[Thing, Kind]]:
+def named(scene: Scene, without: tuple[str, ...] = ()) -> Iterator[tuple[Thing, Kind]]:
     """Every object with each of its unique references."""
     return ((thing, kind) for thing, kinds in named_things(scene, without) for kind in kinds)
 
 
-def named_pairs(scene: Scene, without: Sequence[str] = ()) -> Iterator[tuple[Thing, Kind, Thing, Kind]]:
-    """Ordered pairs of different objects with references of the same length (so that neither stands out)."""
-    for (a, a_kind), (b, b_kind) in itertools.permutations(list(named(scene, without)), 2):
-        if a is not b and len(a_kind.attributes) == len(b_kind.attributes):
-            yield a, a_kind, b, b_kind
+def few(rng: random.Random, items: Iterable[Item], number: int) -> list[Item]:
+    """At most `number` of `items`, drawn before anything dear is made of them."""
+    found = list(items)
+    return found if len(found) <= number else rng.sample(found, number)
+
+
+def named_pairs(
+    scene: Scene, rng: random.Random, number: int, without: tuple[str, ...] = ()
+) -> list[tuple[Thing, Kind, Thing, Kind]]:
+    """At most `number` ordered pairs of different objects, references of one length (so that neither stands out)."""
+    pairs = itertools.permutations(list(named(scene, without)), 2)
+    return few(
+        rng,
+        [
+            (a, a_kind, b, b_kind)
+            for (a, a_kind), (b, b_kind) in pairs
+            if a != b and len(a_kind.attributes) == len(b_kind.attributes)
+        ],
+        number,
+    )
 
 
 def _exists(scene: Scene, rng: random.Random, with_held_out: bool) -> Sequence[Asked]:
@@ -67,14 +78,13 @@ def _exists(scene: Scene, rng: random.Random, with_held_out: bool) -> Sequence[A
 def _verifies(scene: Scene, rng: random.Random, with_held_out: bool) -> Sequence[Asked]:
     found = []
     for attribute, values in VALUES.items():
-        for thing, kind in named(scene, (attribute,)):
+        for thing, kind in few(rng, named(scene, (attribute,)), 2):
             for value in values:
                 noun = f"a {value}" if attribute == "shape" else value
                 truth = value == getattr(thing, attribute)
                 if with_held_out or not _joins_held_out(kind, attribute, value):
                     found.append(Asked("verifies", f"is {kind.the} {noun}?", yes(truth), YES_NO, (kind,), (thing,)))
-    due = [asked for asked in found if asked.answer == "yes"]
-    return due + list(rng.sample(found, min(_MANY, len(found))))
+    return found
 
 
 def _joins_held_out(kind: Kind, attribute: str, value: str) -> bool:
@@ -99,7 +109,7 @@ def query_of(attribute: str, text: str) -> Maker:
 def _offers(scene: Scene, rng: random.Random, with_held_out: bool) -> Sequence[Asked]:
     found = []
     for attribute, values in VALUES.items():
-        for thing, kind in named(scene, (attribute,)):
+        for thing, kind in few(rng, named(scene, (attribute,)), 1):
             for value in values:
                 right = getattr(thing, attribute)
                 if value == right or (not with_held_out and _joins_held_out(kind, attribute, value)):
@@ -108,7 +118,7 @@ def _offers(scene: Scene, rng: random.Random, with_held_out: bool) -> Sequence[A
                     nouns = [f"a {v}" if attribute == "shape" else v for v in pair]
                     text = f"is {kind.the} {nouns[0]} or {nouns[1]}?"
                     found.append(Asked("offers", text, right, pair, (kind,), (thing,), offers=True))
-    return some(rng, found)
+    return found
 
 
 _COUNT_OPTIONS = ("0", "1", "2", "3", "4")
@@ -136,36 +146,40 @@ def _counts_all(scene: Scene, rng: random.Random, with_held_out: bool) -> Sequen
 def _relates(scene: Scene, rng: random.Random, with_held_out: bool) -> Sequence[Asked]:
     del with_held_out
     found = []
-    for a, a_kind, b, b_kind in named_pairs(scene):
+    for a, a_kind, b, b_kind in named_pairs(scene, rng, 12):
         for direction in DIRECTIONS:
             if stands(a, direction, b) or stands(b, direction, a):
                 text = f"is {a_kind.the} {towards(direction)} {b_kind.the}?"
                 found.append(Asked("relates", text, yes(stands(a, direction, b)), YES_NO, (a_kind, b_kind), (a, b)))
-    return some(rng, found)
+    return found
 
 
 def _compares(scene: Scene, rng: random.Random, with_held_out: bool) -> Sequence[Asked]:
     del with_held_out
-    found = []
+    pairs: list[tuple[Kind, Kind, bool]] = []
     for form in (("shape",), ("colour",), ("texture",), ("size",)):
-        for a, b in itertools.permutations(kinds_of_form(form, False), 2):
-            first, second = count(scene, a), count(scene, b)
-            if first and second and first != second:
-                text = f"are there more {a.plural} than {b.plural}?"
-                found.append(Asked("compares", text, yes(first > second), YES_NO, (a, b), matching(scene, a, b)))
-    return some(rng, found)
+        there = [(kind, n) for kind in kinds_of_form(form, False) if (n := count(scene, kind))]
+        pairs += [(a, b, m > n) for (a, m), (b, n) in itertools.permutations(there, 2) if m != n]
+    return [
+        Asked("compares", f"are there more {a.plural} than {b.plural}?", yes(more), YES_NO, (a, b),
+              matching(scene, a, b))
+        for a, b, more in few(rng, pairs, 24)
+    ]  # fmt: skip
 
 
-def _same(scene: Scene, rng: random.Random, with_held_out: bool) -> Sequence[Asked]:
-    del with_held_out
-    found = []
-    for attribute, word in (("colour", "color"), ("shape", "shape"), ("size", "size")):
-        for a, a_kind, b, b_kind in named_pairs(scene, (attribute,)):
+def _same(attribute: str, word: str) -> Maker:
+    """One form per attribute: equal sizes are common and equal colors rare, so one balance for all would not do."""
+
+    def make(scene: Scene, rng: random.Random, with_held_out: bool) -> Sequence[Asked]:
+        del with_held_out
+        found = []
+        for a, a_kind, b, b_kind in named_pairs(scene, rng, 40, (attribute,)):
             truth = getattr(a, attribute) == getattr(b, attribute)
             text = f"are {a_kind.the} and {b_kind.the} the same {word}?"
-            found.append(Asked("same", text, yes(truth), YES_NO, (a_kind, b_kind), (a, b)))
-    due = [asked for asked in found if asked.answer == "yes"]
-    return [*some(rng, due), *some(rng, found)]
+            found.append(Asked(f"same {word}", text, yes(truth), YES_NO, (a_kind, b_kind), (a, b)))
+        return found
+
+    return make
 
 
 def _where(scene: Scene, rng: random.Random, with_held_out: bool) -> Sequence[Asked]:
@@ -193,7 +207,8 @@ def _beside(scene: Scene, rng: random.Random, with_held_out: bool) -> Sequence[A
 
 VQA_FORMS: dict[str, tuple[Maker, float]] = {
     "exists": (_exists, 9), "verifies": (_verifies, 7), "relates": (_relates, 7), "compares": (_compares, 5),
-    "same": (_same, 5), "offers": (_offers, 5), "colour": (query_of("colour", "what color is {the}?"), 13),
+    "same color": (_same("colour", "color"), 2), "same shape": (_same("shape", "shape"), 2),
+    "same size": (_same("size", "size"), 1), "offers": (_offers, 5), "colour": (query_of("colour", "what color is {the}?"), 13),
     "shape": (query_of("shape", "what shape is {the}?"), 10), "counts": (_counts, 13), "counts all": (_counts_all, 3),
     "size": (query_of("size", "what size is {the}?"), 3),
     "texture": (query_of("texture", "what pattern does {the} have?"), 6), "where": (_where, 8), "beside": (_beside, 6),

@@ -14,7 +14,8 @@ from typing import Any
 
 from mtvl.data.miniworld.balance import ask_all
 from mtvl.data.miniworld.captions import captions
-from mtvl.data.miniworld.gqa import GQA_FORMS, GqaAsked, entailments
+from mtvl.data.miniworld.gqa import GqaAsked
+from mtvl.data.miniworld.gqa_forms import GQA_FORMS, entailments
 from mtvl.data.miniworld.questions import VQA_FORMS, YES_NO, annotators, answer_type, most_frequent, question_type
 from mtvl.data.miniworld.scene import Scene
 from mtvl.data.miniworld.statements import balanced_statements

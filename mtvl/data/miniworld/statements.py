@@ -28,7 +28,15 @@ class Statement:
         return any(k.is_held_out for k in self.kinds) or any(t.is_held_out for t in meant if self.kinds != (Kind(),))
 
 
-_FORMS = (("shape",), ("colour",), ("colour", "shape"), ("size", "shape"), ("texture", "shape"), ("texture",), ("size",))
+_FORMS = (
+    ("shape",),
+    ("colour",),
+    ("colour", "shape"),
+    ("size", "shape"),
+    ("texture", "shape"),
+    ("texture",),
+    ("size",),
+)
 _PLAIN_FORMS = (("shape",), ("colour",), ("texture",), ("size",))
 
 
@@ -145,5 +153,3 @@ def balanced_statements(
             if len(found) == number:
                 return found
     raise RuntimeError(f"no {number} statements halve these {len(pairs)} pairs of pictures")
-
-

@@ -1,6 +1,0 @@
-"""Makes tests/distributed.py importable from here."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

@@ -1,0 +1,203 @@
+"""Checkpoint folders: atomic, verified, retained, refused by name."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from distributed import launch_ok
+
+from mtvl import checkpoint as cp
+from mtvl.errors import CheckpointError
+
+PRINTS = {"base": "sha256:1", "plan": "p1", "tasks": "a,b", "groups": "g"}
+
+
+def write(run: Path, step: int, text: str = "weights") -> Path:
+    def writer(folder: Path) -> None:
+        (folder / "engine.bin").write_text(f"{text} {step}")
+        (folder / "part").mkdir()
+        (folder / "part" / "rank_0.bin").write_bytes(bytes(range(200)))
+
+    return cp.write_checkpoint(run, step, writer, PRINTS, {"samples": 5 * step})
+
+
+def test_written_checkpoint_is_whole(tmp_path: Path) -> None:
+    folder = write(tmp_path, 10)
+    assert folder == tmp_path / "checkpoints" / "step_10"
+    assert cp.damage(folder) is None
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert sorted(manifest["files"]) == ["engine.bin", "part/rank_0.bin", "state.json"]
+    assert manifest["files"]["part/rank_0.bin"]["size"] == 200
+    assert cp.read_state(folder, PRINTS)["progress"] == {"samples": 50}
+    assert cp.find_resumable(tmp_path) == (folder, 10)
+    assert [p.name for p in folder.parent.iterdir()] == ["step_10"]
+
+
+def test_newest_by_number_not_by_name(tmp_path: Path) -> None:
+    for step in (900, 1000, 20):
+        write(tmp_path, step)
+    assert cp.find_resumable(tmp_path) == (tmp_path / "checkpoints" / "step_1000", 1000)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "sha256 differs": lambda f: flip(f / "part" / "rank_0.bin"),
+    "has 3 bytes": lambda f: os.truncate(f / "engine.bin", 3),
+    "engine.bin is missing": lambda f: (f / "engine.bin").unlink(),
+    "state.json was changed": lambda f: (f / "state.json").write_text((f / "state.json").read_text().replace("5", "6")),
+    "manifest.json is missing": lambda f: (f / "manifest.json").unlink(),
+    "cannot be read": lambda f: os.truncate(f / "manifest.json", 20),
+    "TypeError": lambda f: (f / "manifest.json").write_text("[1]"),
+    "does not list state.json": lambda f: (f / "manifest.json").write_text('{"files": {}}'),
+}
+
+
+@pytest.mark.parametrize("named", DAMAGES)
+def test_damage_is_named_and_skipped(tmp_path: Path, named: str, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, 5)
+    folder = write(tmp_path, 15)
+    DAMAGES[named](folder)
+    with caplog.at_level(logging.WARNING):
+        assert cp.find_resumable(tmp_path) == (tmp_path / "checkpoints" / "step_5", 5)
+    assert "step_15" in caplog.text and named in caplog.text
+    with pytest.raises(CheckpointError, match=f"step_15.*{named}"):
+        cp.open_checkpoint(folder)
+
+
+def test_explicit_folder(tmp_path: Path) -> None:
+    folder = write(tmp_path, 7)
+    assert cp.resolve_resume(str(folder), tmp_path / "other") == (folder, 7)
+    assert cp.resolve_resume(str(tmp_path), tmp_path / "other") == (folder, 7)
+    with pytest.raises(CheckpointError, match="there is no such folder"):
+        cp.resolve_resume(str(tmp_path / "checkpoints" / "step_8"), tmp_path)
+    with pytest.raises(CheckpointError, match="no usable checkpoint"):
+        cp.resolve_resume(str(tmp_path / "nowhere"), tmp_path)
+
+
+def test_auto_and_never(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        assert cp.resolve_resume("auto", tmp_path) is None
+    assert "starting fresh" in caplog.text
+    folder = write(tmp_path, 7)
+    assert cp.resolve_resume("auto", tmp_path) == (folder, 7)
+    assert cp.resolve_resume("never", tmp_path) is None
+
+
+@pytest.mark.parametrize("item", [*PRINTS, "absent then", "absent now"])
+def test_other_run_is_refused_by_name(tmp_path: Path, item: str) -> None:
+    folder = write(tmp_path, 1)
+    current = dict(PRINTS)
+    if item == "absent then":
+        current["petl"] = "adapter"
+        message = r"'petl' was \(absent\) when it was saved and is adapter now"
+    elif item == "absent now":
+        del current["tasks"]
+        message = r"'tasks' was a,b when it was saved and is \(absent\) now"
+    else:
+        current[item] = "other"
+        message = f"'{item}' was {PRINTS[item]} when it was saved and is other now"
+    with pytest.raises(CheckpointError, match=message):
+        cp.read_state(folder, current)
+
+
+def test_failing_writer_leaves_the_old_ones(tmp_path: Path) -> None:
+    folder = write(tmp_path, 1)
+
+    def fails(target: Path) -> None:
+        (target / "half.bin").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(CheckpointError, match="rank 0.*No space left"):
+        cp.write_checkpoint(tmp_path, 2, fails, PRINTS)
+    assert cp.find_resumable(tmp_path) == (folder, 1)
+    assert (tmp_path / "checkpoints" / "step_2.tmp").is_dir()
+    cp.remove_unfinished(tmp_path)
+    assert cp.steps_of(tmp_path) == [1] and not (tmp_path / "checkpoints" / "step_2.tmp").exists()
+    assert write(tmp_path, 2).is_dir()
+
+
+def test_same_step_again_replaces(tmp_path: Path) -> None:
+    write(tmp_path, 4, "old")
+    folder = write(tmp_path, 4, "new")
+    assert (folder / "engine.bin").read_text() == "new 4" and cp.damage(folder) is None
+    assert [p.name for p in folder.parent.iterdir()] == ["step_4"]
+
+
+def test_kill_between_the_two_renames(tmp_path: Path) -> None:
+    folder = write(tmp_path, 4)
+    os.replace(folder, folder.with_name("step_4.old"))
+    cp.remove_unfinished(tmp_path)
+    assert cp.find_resumable(tmp_path) == (folder, 4)
+
+
+def test_retention(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4, 5):
+        write(tmp_path, step)
+    assert cp.retain(tmp_path, 2, protected=[1, 3]) == [2]
+    assert cp.steps_of(tmp_path) == [1, 3, 4, 5]
+    assert cp.retain(tmp_path, 9) == []
+    assert cp.retain(tmp_path, 0) == [1, 3, 4]  # at least one stays
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_5"]
+
+
+def test_done_record(tmp_path: Path) -> None:
+    assert cp.read_done(tmp_path) is None
+    cp.write_done(tmp_path, 12, {"vqa": 51.5})
+    assert cp.read_done(tmp_path) == {"step": 12, "metrics": {"vqa": 51.5}}
+    assert [p.name for p in tmp_path.iterdir()] == ["DONE"]
+
+
+RANKS = """
+import sys, logging
+from pathlib import Path
+import torch.distributed as torch_dist
+from mtvl import checkpoint, dist
+from mtvl.errors import CheckpointError
+torch_dist.init_process_group("gloo")
+run, rank = Path(sys.argv[1]), dist.rank()
+def writer(folder):
+    (folder / f"rank_{rank}.bin").write_text("x" * (1 + rank))
+for step in (1, 2):
+    checkpoint.write_checkpoint(run, step, writer, {"a": "1"})
+def fails(folder):
+    if rank == 1:
+        raise OSError(28, "No space left on device")
+try:
+    checkpoint.write_checkpoint(run, 3, fails, {"a": "1"})
+except CheckpointError as error:
+    assert "rank 1" in str(error), error
+else:
+    raise SystemExit("rank 0 must hear of the failure on rank 1")
+if rank == 0:
+    (run / "checkpoints" / "step_2" / "rank_1.bin").write_text("xy")
+    (run / "checkpoints" / "step_2" / "manifest.json").write_text("{}")
+dist.barrier()
+checkpoint.remove_unfinished(run)
+found = checkpoint.find_resumable(run)
+assert found == (run / "checkpoints" / "step_1", 1), found
+assert sorted(p.name for p in found[0].iterdir()) == ["manifest.json", "rank_0.bin", "rank_1.bin", "state.json"]
+try:
+    checkpoint.open_checkpoint(run / "checkpoints" / "step_2")
+except CheckpointError as error:
+    print("refused:", error)
+else:
+    raise SystemExit("both ranks must refuse")
+torch_dist.destroy_process_group()
+"""
+
+
+def test_two_ranks_decide_together(tmp_path: Path) -> None:
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    ends = launch_ok(script, 2, [str(tmp_path / "run")], timeout_seconds=60)
+    assert all("refused: cannot resume from" in e.output for e in ends)

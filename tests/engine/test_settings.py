@@ -1,0 +1,203 @@
+"""Engine files against recipes, and the process around the engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from distributed import PROJECT_ROOT, free_port, launch, leftovers, rank_environment
+
+from mtvl.config import EngineConfig, OptimConfig, RunConfig, TrainConfig
+from mtvl.engine import process
+from mtvl.engine.settings import OWNED_BY_RECIPE, deepspeed_settings, read_engine_file
+from mtvl.errors import EngineError
+
+FILES = sorted((PROJECT_ROOT / "ds_configs").glob("*.json"))
+
+
+def config(file: str, precision: str = "fp32", clip: float = 0.0) -> RunConfig:
+    return RunConfig(
+        tasks=("a",),
+        engine=EngineConfig(file),
+        train=TrainConfig(micro_batch=4, precision=precision),
+        optim=OptimConfig(clip_norm=clip),
+    )
+
+
+def write(folder: Path, **content: object) -> str:
+    file = folder / "engine.json"
+    file.write_text(json.dumps(content))
+    return str(file)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda p: p.stem)
+def test_every_committed_file_is_usable(file: Path) -> None:
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    values = read_engine_file(str(file))
+    precision = "bf16" if "bf16" in file.stem else "fp32"
+    settings = deepspeed_settings(config(str(file), precision), 3, 1)
+    assert DeepSpeedConfig(settings).zero_config.stage == int(file.stem.removeprefix("zero")[0])
+    assert not set(values) & set(OWNED_BY_RECIPE)
+
+
+def test_six_files() -> None:
+    assert [f.stem for f in FILES] == ["zero0", "zero1", "zero2", "zero2_bf16", "zero3", "zero3_bf16"]
+
+
+@pytest.mark.parametrize("clip", [0.0, 5.0])
+def test_recipe_decides(clip: float) -> None:
+    settings = deepspeed_settings(config("ds_configs/zero2.json", clip=clip), 3, 2)
+    assert settings["gradient_clipping"] == clip  # DeepSpeed's own default is 1.0
+    assert settings["train_micro_batch_size_per_gpu"] == 4
+    assert settings["gradient_accumulation_steps"] == 3
+    assert settings["train_batch_size"] == 24
+
+
+@pytest.mark.parametrize("key", OWNED_BY_RECIPE)
+def test_keys_of_the_recipe_are_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(EngineError, match=f"'{key}' belongs to the recipe"):
+        read_engine_file(write(tmp_path, zero_optimization={"stage": 1}, **{key: 1}))
+
+
+def test_slips_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="unknown key 'zero_optimisation'; did you mean 'zero_optimization'"):
+        read_engine_file(write(tmp_path, zero_optimisation={"stage": 2}))
+    with pytest.raises(EngineError, match="did you mean 'zero2.json'"):
+        read_engine_file("ds_configs/zero22.json")
+    (tmp_path / "engine.json").write_text("{")
+    with pytest.raises(EngineError, match="not valid JSON"):
+        read_engine_file(str(tmp_path / "engine.json"))
+
+
+def test_precision_must_agree(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="'train.precision' is bf16 but .* says fp32"):
+        deepspeed_settings(config("ds_configs/zero2.json", "bf16"), 1, 1)
+    with pytest.raises(EngineError, match="'train.precision' is fp32 but .* says bf16"):
+        deepspeed_settings(config("ds_configs/zero2_bf16.json"), 1, 1)
+    with pytest.raises(EngineError, match="bf16 needs ZeRO stage 2 or 3, found stage 1"):
+        deepspeed_settings(
+            config(write(tmp_path, zero_optimization={"stage": 1}, bf16={"enabled": True}), "bf16"), 1, 1
+        )
+    with pytest.raises(EngineError, match="nvme"):
+        file = write(tmp_path, zero_optimization={"stage": 3, "offload_optimizer": {"device": "nvme"}})
+        deepspeed_settings(config(file), 1, 1)
+
+
+def test_micro_steps_must_fit_the_slots() -> None:
+    from toy_model import Toy, toy_groups
+
+    from mtvl.config import MixtureConfig
+    from mtvl.engine import Engine
+
+    model = Toy()
+    two_slots = dataclasses.replace(config("ds_configs/zero0.json"), mixture=MixtureConfig(slots=2))
+    with pytest.raises(EngineError, match="3 micro-steps cannot be shared evenly by 2 slots"):
+        Engine(model, toy_groups(model), two_slots, 3)
+
+
+def test_nothing_to_train_is_an_error_before_deepspeed() -> None:
+    code = """
+import sys
+from toy_model import Toy
+from mtvl.config import RunConfig
+from mtvl.engine import Engine
+from mtvl.errors import EngineError
+model = Toy().requires_grad_(False)
+try:
+    Engine(model, [], RunConfig(tasks=("a",)), 1)
+except EngineError as error:
+    assert "nothing to train" in str(error)
+    assert "deepspeed" not in sys.modules
+    print("refused")
+"""
+    assert "refused" in plain(code).stdout
+
+
+def plain(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a process without launcher variables."""
+    base = rank_environment(0, 1, 1)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR"):
+        del base[name]
+    base["PYTHONPATH"] += os.pathsep + str(Path(__file__).parent)
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**base, **environment}, capture_output=True, text=True, timeout=120
+    )
+
+
+START = """
+import logging, os, sys
+from mtvl.engine import finish, start
+from mtvl import dist
+device = start("cpu", local_rank=3)
+assert start() is device
+dist.barrier()
+print("device", device, "rank", dist.rank(), "of", dist.world_size(), "local", os.environ["LOCAL_RANK"])
+print("extensions", os.environ["TORCH_EXTENSIONS_DIR"], "prefix", sys.prefix)
+import torch.distributed as d
+print("backend", d.get_backend())
+finish(CODE)
+"""
+
+
+def test_plain_process_starts_and_ends_with_its_code() -> None:
+    end = plain(START.replace("CODE", "7"))
+    assert end.returncode == 7, end.stderr
+    assert "device cpu rank 0 of 1 local 0" in end.stdout and "backend gloo" in end.stdout
+    words = end.stdout.split()
+    assert words[words.index("extensions") + 1].startswith(words[words.index("prefix") + 1])
+    assert "WARNING" not in end.stdout + end.stderr
+
+
+def test_launcher_variables_win(tmp_path: Path) -> None:
+    script = tmp_path / "start.py"
+    script.write_text(START.replace("CODE", "0"))
+    ends = launch(script, 2, timeout_seconds=100)  # fails when anything is left in shared memory
+    assert [e.code for e in ends] == [0, 0], ends
+    assert "rank 1 of 2 local 1" in ends[1].output
+
+
+def test_nothing_is_left_after_a_kill(tmp_path: Path) -> None:
+    script = tmp_path / "start.py"
+    script.write_text(START.replace("finish(CODE)", "os.kill(os.getpid(), 9) if dist.rank() else finish(5)"))
+    ends = launch(script, 2, timeout_seconds=100)
+    assert [e.code for e in ends] == [5, -9], ends
+
+
+def test_leftovers_would_be_noticed(tmp_path: Path) -> None:
+    script = tmp_path / "leaves.py"
+    script.write_text("from mtvl.engine.process import *\n(SHARED_MEMORY / shared_memory_name()).write_text('x')\n")
+    port = free_port()
+    with pytest.raises(AssertionError, match="left in shared memory"):
+        launch(script, 1, port=port)
+    assert leftovers(port) == []
+
+
+def test_incomplete_launcher_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(EngineError, match="set RANK but not WORLD_SIZE, MASTER_ADDR, MASTER_PORT"):
+        process._set_launcher_variables(None)
+    for name, value in (("WORLD_SIZE", "2"), ("MASTER_ADDR", "h"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    process._set_launcher_variables(1)
+    assert os.environ["LOCAL_RANK"] == "1"
+    process._set_launcher_variables(0)
+    assert os.environ["LOCAL_RANK"] == "1"  # the environment wins
+
+
+def test_only_own_shared_memory_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "4711")):
+        monkeypatch.setenv(name, value)
+    prefix = f"deepspeed_allreduce_buffer_{os.getuid()}_127.0.0.1_"
+    for name in ("4711_0", "4711_1", "4712_1"):
+        (tmp_path / (prefix + name)).write_text("x")
+    process.remove_shared_memory(tmp_path)
+    process.remove_shared_memory(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [prefix + "4711_0", prefix + "4712_1"]

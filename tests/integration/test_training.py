@@ -1,0 +1,180 @@
+"""Whole runs on the smallest miniworld: training, stopping, resuming, evaluating, and what users get wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mtvl.cli import DEFAULT_RECIPE
+from mtvl.config import RunConfig, load_run_config
+from mtvl.data.miniworld.write import ensure_miniworld
+from mtvl.engine import Engine
+from mtvl.errors import CheckpointError, ConfigError, DataError
+from mtvl.evaluate import evaluate, format_results
+from mtvl.export import load_export
+from mtvl.inspecting import inspect_sample, predict_one
+from mtvl.train import STOPPED_BY_SIGNAL, train
+
+TASKS = ["vqa", "gqa", "nlvr2", "coco"]
+Recipe = Callable[..., RunConfig]
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ensure_miniworld(tmp_path_factory.mktemp("data") / "miniworld", size="tiny", progress=lambda _: None)
+
+
+@pytest.fixture(scope="session")
+def recipe(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    cache = tmp_path_factory.mktemp("cache")
+
+    def make(*overrides: str, tasks: list[str] = TASKS) -> RunConfig:
+        small = [
+            f"data.root={world}", f"data.cache={cache}", "train.steps=12", "train.global_batch=8", "train.micro_batch=4",
+            "checkpoint.every_steps=100", "evaluate.captions_tokenizer=python", "backbone.dropout=0.1",
+        ]  # fmt: skip
+        return load_run_config(DEFAULT_RECIPE, tasks, [*small, *overrides])
+
+    return make
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines() if "loss" in line]
+
+
+@pytest.fixture(scope="session")
+def straight(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 12 steps without a break."""
+    run = tmp_path_factory.mktemp("runs") / "straight"
+    assert train(recipe(), run).code == 0
+    return run
+
+
+def test_run_folder_is_complete(straight: Path) -> None:
+    records = [json.loads(line) for line in (straight / "log.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records] == list(range(1, 13))
+    assert {"step", "task", "loss", "lr", "grad_norm", "samples_per_second"} <= set(records[0])
+    assert json.loads((straight / "DONE").read_text())["step"] == 12
+    assert (straight / "config.yaml").is_file() and list((straight / "tensorboard").iterdir())
+    assert {r["task"] for r in records} <= set(TASKS)
+    assert sum(records[-1]["samples"].values()) == 12 * 8  # the achieved mix
+
+
+def test_stopped_and_resumed_equals_straight(
+    recipe: Recipe, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With dropout, in the middle of an epoch: losses and trained tensors are the same to the last bit."""
+    step = Engine.train_step
+
+    def stop_at_five(engine: Engine, number: int, batches: list) -> object:
+        if number == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(engine, number, batches)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "train_step", stop_at_five)
+        stopped = train(recipe(), run)
+    assert (stopped.code, stopped.step) == (STOPPED_BY_SIGNAL, 5)
+    assert not (run / "DONE").exists()
+    assert train(recipe(), run).code == 0
+    assert losses(run) == losses(straight)
+    a, b = (load_file(str(r / "export" / "adapter.safetensors")) for r in (run, straight))
+    assert set(a) == set(b) and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_complete_run_is_left_alone(recipe: Recipe, straight: Path) -> None:
+    before = (straight / "DONE").read_text()
+    assert train(recipe(), straight).code == 0
+    assert (straight / "DONE").read_text() == before
+
+
+def test_resume_refuses_another_run(recipe: Recipe, straight: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="petl|plan"):
+        train(recipe("petl.share=none"), straight)
+    with pytest.raises(CheckpointError, match="already holds"):
+        train(recipe(), straight, resume="never")
+    with pytest.raises(CheckpointError):
+        train(recipe(), tmp_path / "new", resume=str(tmp_path / "missing"))
+
+
+def test_evaluate_scores_every_task_once(recipe: Recipe, straight: Path, world: Path) -> None:
+    results = evaluate(straight, TASKS, split="test")
+    written = json.loads((straight / "eval.json").read_text())
+    assert set(results) == set(TASKS) == set(written)
+    for name in TASKS:
+        low, high = results[name]["interval"]
+        assert results[name]["num_examples"] >= 40 and low <= high
+        assert "constant" in results[name]
+        assert len((straight / "predictions" / f"{name}.jsonl").read_text().splitlines()) == results[name]["num_examples"]
+    assert "average of primary metrics" in format_results(results)
+    subset = evaluate(straight, ["vqa"], out=straight / "one.json")
+    assert subset["vqa"]["score"] == results["vqa"]["score"]
+
+
+def test_export_round_trip(straight: Path) -> None:
+    model, config, content = load_export(straight)
+    saved = load_file(str(straight / "export" / "adapter.safetensors"))
+    own = {n: p.detach() for n, p in model.trainable().items()}
+    assert all(torch.equal(own[n], saved[n]) for n in own)
+    assert any(k.startswith("rows/") for k in saved)  # the random slot rows
+    assert content["tasks"] == TASKS and config.petl["name"] == "adapter"
+    with pytest.raises(CheckpointError, match="fingerprint"):
+        load_export(straight, ["backbone.dropout=0.0", "backbone.init_seed=3", "backbone.weights=", "backbone.preset=tiny",
+                               "backbone.tower=tiny", "backbone.text={vocab_size: 1600}"])  # fmt: skip
+
+
+def test_private_parts_refuse_unknown_tasks(recipe: Recipe, tmp_path: Path) -> None:
+    run = tmp_path / "private"
+    train(recipe("petl.share=none", "train.steps=2", tasks=["vqa", "gqa"]), run)
+    with pytest.raises(ConfigError, match="vqa, gqa"):
+        evaluate(run, ["nlvr2"])
+
+
+def test_untrained_task_with_shared_parts_is_marked(recipe: Recipe, tmp_path: Path) -> None:
+    run = tmp_path / "shared"
+    train(recipe("train.steps=2", tasks=["vqa"]), run)
+    results = evaluate(run, ["gqa"])
+    assert results["gqa"]["trained_on"] is False and "not trained on" in format_results(results)
+
+
+def test_text_only_baseline_stands_beside(recipe: Recipe, straight: Path) -> None:
+    train(recipe("data.text_only=true"), straight / "text_only")
+    results = evaluate(straight, ["vqa", "nlvr2"])
+    assert all("text_only" in r and "gain" in r for r in results.values())
+
+
+def test_validation_keeps_the_best(recipe: Recipe, tmp_path: Path) -> None:
+    run = tmp_path / "validated"
+    overrides = ("train.steps=6", "train.validate_every=2", "train.validate_examples=16", "checkpoint.keep_last=1",
+                 "checkpoint.keep_best=true")  # fmt: skip
+    result = train(recipe(*overrides, tasks=["vqa", "nlvr2"]), run)
+    assert set(result.metrics) == {"vqa", "nlvr2", "average"}
+    kept = {p.name for p in (run / "checkpoints").iterdir()}
+    assert "step_6" in kept and len(kept) <= 2
+
+
+def test_inspect_and_predict(recipe: Recipe, straight: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = inspect_sample(recipe(tasks=["vqa"]), "vqa", 3, "train")
+    assert "segment" in text and "loss" in text and "decoded labels" in text
+    assert list((tmp_path / "runs" / "inspect").glob("*.png"))
+    picture = next((world / "images" / "test2014").iterdir())
+    assert isinstance(predict_one(straight, "vqa", [picture], "what color is the star?"), str)
+    with pytest.raises(DataError, match="index"):
+        inspect_sample(recipe(tasks=["vqa"]), "vqa", 10**6, "train")
+
+
+def test_wrong_roots_are_errors(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no folder"):
+        train(recipe(f"data.root={tmp_path / 'missing'}"), tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty"):
+        train(recipe(f"data.root={tmp_path / 'empty'}"), tmp_path / "run")

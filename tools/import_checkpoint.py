@@ -1,0 +1,181 @@
+"""Turn a released VL-Adapter checkpoint of CLIP-BART into an export of this project.
+
+    python tools/import_checkpoint.py CHECKPOINT OUT [--backbone-config key=value ...] [--tasks a,b,c] [--aliases FILE]
+
+CHECKPOINT is a `.pth` (read without unpickling objects) or `.safetensors` file with the complete state. Method, sharing,
+tasks and sizes are read off it. OUT then holds `adapter.safetensors` and `adapter.json`, as a run's `export/` does.
+
+The frozen language model is not part of an export. `--backbone-config weights=facebook/bart-base` names the public
+weights that the checkpoint was trained on; they are compared with the checkpoint tensor by tensor. Without `weights`
+the checkpoint's own language model is written to OUT/backbone and the export refers to it by its absolute path.
+
+`--backbone-config` takes keys of a recipe's `backbone` section, e.g. `tower=rn50 visual_tokens=36 num_slots=100
+tokenizer=facebook/bart-base text.encoder_attention_heads=12`. A state does not tell the number of attention heads
+(default: width / 64), visual tokens (36), sentinel and slot rows (100 each).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from mtvl.backbones.clip_bart import PRESETS, text_config
+from mtvl.backbones.towers import TOWERS
+from mtvl.config import RunConfig, apply_overrides, to_plain, validate
+from mtvl.errors import CheckpointError, ConfigError, MtvlError
+from mtvl.export import load_export, write_export
+from mtvl.model import Model, build_model
+from mtvl.reference import Aliases, ReferenceFacts, describe_reference, load_reference, strip_prefix
+
+HEAD_WIDTH = 64
+NESTED = ("model", "state_dict")  # where training scripts put the state when they save more than it
+
+
+def read_state(file: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a checkpoint by name, without a data-parallel prefix. CheckpointError when it is not just tensors."""
+    try:
+        if file.suffix == ".safetensors":
+            return strip_prefix(load_file(str(file)))
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{file} cannot be read as tensors: {str(error).splitlines()[0]}") from None
+    for key in NESTED:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
+        raise CheckpointError(f"{file}: expected names and tensors, found {type(content).__name__} with other values")
+    return strip_prefix(content)
+
+
+def read_aliases(file: Path | None) -> Aliases | None:
+    """`state_aliases` of a JSON file: other names of tensors that the checkpoint holds once."""
+    if file is None:
+        return None
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))["state_aliases"])
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file} has no table 'state_aliases': {error}") from None
+
+
+def backbone_section(facts: ReferenceFacts, overrides: list[str]) -> dict[str, Any]:
+    """The recipe's `backbone` section for a state, with the user's `overrides`."""
+    section: dict[str, Any] = {"name": "clip_bart", "visual_tokens": 36, "num_sentinels": 100, "num_slots": 100}
+    section = apply_overrides({"backbone": section}, [f"backbone.{item}" for item in overrides])["backbone"]
+    tower = section.setdefault("tower", "rn101")
+    if tower in TOWERS and TOWERS[tower].grid[1] != facts.feature_width:
+        section.setdefault("feature_width", facts.feature_width)
+    if section.get("weights"):
+        return section
+    heads = max(1, facts.text["d_model"] // HEAD_WIDTH)
+    text = {
+        **facts.text, "vocab_size": facts.vocab_total - section["num_sentinels"] - section["num_slots"],
+        "encoder_attention_heads": heads, "decoder_attention_heads": heads, **section.get("text", {}),
+    }  # fmt: skip
+    if text["vocab_size"] < 1:
+        raise ConfigError(
+            f"the checkpoint has {facts.vocab_total} token rows, fewer than num_sentinels {section['num_sentinels']} + "
+            f"num_slots {section['num_slots']}; give both in --backbone-config"
+        )
+    preset = section.setdefault("preset", "large" if text["d_model"] == PRESETS["large"]["d_model"] else "base")
+    section["text"] = {k: v for k, v in text.items() if PRESETS.get(preset, {}).get(k) != v}
+    return section
+
+
+def frozen(model: Model) -> dict[str, torch.Tensor]:
+    """Copies of the frozen tensors that public weights hold: without the added token rows."""
+    rows = {f"backbone.{name}": first for name, first in model.backbone.added_rows().items()}
+    return {
+        name: parameter.detach()[: rows.get(name)].clone()
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad
+    }
+
+
+def compare_base(public: dict[str, torch.Tensor], model: Model, weights: str) -> None:
+    """CheckpointError unless the checkpoint's frozen tensors are the public ones."""
+    found = frozen(model)
+    differing = [name for name, value in public.items() if not torch.equal(value, found[name])]
+    if differing:
+        raise CheckpointError(
+            f"{len(differing)} of {len(public)} frozen tensors differ from {weights}, e.g. {', '.join(differing[:3])}; name "
+            "the weights that it was trained on, or leave 'weights' out to keep the checkpoint's own"
+        )
+
+
+def write_base(folder: Path, model: Model, config: RunConfig) -> None:
+    """Write the language model of `model`, without adapters, in the layout of a bundled backbone."""
+    tied = ("bart.lm_head.weight", "bart.model.encoder.embed_tokens.weight", "bart.model.decoder.embed_tokens.weight")
+    state = {
+        k: v.contiguous() for k, v in model.backbone.state_dict().items() if ".adapter." not in k and k not in tied
+    }
+    section = dict(config.backbone)
+    keys = {*PRESETS["base"], *section["text"]}
+    full = text_config(type(model.backbone.config)(**section)).to_dict()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, str(folder / "model.safetensors"))
+    content = {"text": {key: full[key] for key in sorted(keys)}, "tower": section["tower"]}
+    (folder / "backbone.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def import_checkpoint(
+    file: Path, out: Path, overrides: list[str], tasks: tuple[str, ...] = (), aliases: Aliases | None = None
+) -> Model:
+    """Read `file`, write the export to `out`, read it back, and return the model. Raises MtvlError subclasses."""
+    state = read_state(file)
+    facts = describe_reference(state, aliases)
+    tasks = tasks or facts.tasks
+    if not tasks:
+        raise ConfigError("a fully fine-tuned checkpoint does not name its tasks; give them with --tasks a,b,c")
+    config = RunConfig(tasks=tasks, backbone=backbone_section(facts, overrides), petl=facts.petl)
+    validate(config)
+    model = build_model(config)
+    public, weights = frozen(model), config.backbone.get("weights", "")
+    load_reference(model, tasks, state, aliases)
+    if weights:
+        compare_base(public, model, weights)
+    elif public:
+        write_base(out / "backbone", model, config)
+        section = {k: v for k, v in config.backbone.items() if k not in ("preset", "text")}
+        section["weights"] = str((out / "backbone").resolve())
+        config = RunConfig(**{**vars(config), "backbone": section})
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    write_export(out, model, config, extra={"imported_from": file.name, "imported_sha256": digest})
+    reread, _, _ = load_export(out)
+    for name, value in reread.state_dict().items():
+        if not torch.equal(value, model.state_dict()[name]):
+            raise CheckpointError(f"{out} was written but {name} reads back differently")
+    return model
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("--backbone-config", nargs="*", default=[], metavar="key=value", help="keys of 'backbone'")
+    parser.add_argument("--tasks", default="", help="names of the tasks, when the checkpoint does not hold them")
+    parser.add_argument("--aliases", type=Path, help="JSON whose 'state_aliases' lists names that the file leaves out")
+    options = parser.parse_args(arguments)
+    tasks = tuple(name for name in options.tasks.split(",") if name)
+    try:
+        aliases = read_aliases(options.aliases)
+        model = import_checkpoint(options.checkpoint, options.out, options.backbone_config, tasks, aliases)
+    except MtvlError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(model.plan.table())
+    print(f"wrote {options.out} and read it back: {json.dumps(to_plain(list(model.plan.tasks)))}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

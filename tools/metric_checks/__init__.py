@@ -1,0 +1,1 @@
+"""The checks behind check_metrics.py, by kind of case."""
