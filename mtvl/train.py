@@ -26,13 +26,13 @@ from mtvl.checkpoint import (
 )
 from mtvl.config import RunConfig, to_plain
 from mtvl.data.schedule import Schedule
-from mtvl.engine import Engine, start
-from mtvl.errors import CheckpointError, ConfigError, EngineError
+from mtvl.engine import Engine, StepReport, start
+from mtvl.errors import CheckpointError, ConfigError
 from mtvl.evaluator import Evaluator
 from mtvl.export import added_rows, base_fingerprint, write_export
 from mtvl.loader import Loader
 from mtvl.model import Model, build_model
-from mtvl.optim import ParameterGroup
+from mtvl.optim import parameter_groups
 from mtvl.report import JsonLines, Progress, Scalars
 from mtvl.workspace import Workspace
 
@@ -46,26 +46,6 @@ class RunResult:
     code: int
     step: int
     metrics: dict[str, float]
-
-
-def parameter_groups(model: Model, optimizer: str) -> list[ParameterGroup]:
-    """One group per task and decay setting.
-
-    adamw: biases and norms are not decayed. adamw_reference: only names with "bias" are not decayed, as in the
-    reference, whose list of norm names matches nothing (*Source:* VL-Adapter's trainer, measured).
-    """
-    tasks = model.tasks_of_parameters()
-    grouped: dict[tuple[str | None, bool], list[str]] = {}
-    for name, parameter in model.trainable().items():
-        decay = "bias" not in name if optimizer == "adamw_reference" else parameter.ndim > 1
-        grouped.setdefault((tasks[name], decay), []).append(name)
-    order = sorted(grouped, key=lambda key: (key[0] or "", key[1]))
-    return [
-        ParameterGroup(
-            f"{task or 'shared'}/{'decay' if decay else 'no_decay'}", task, decay, tuple(grouped[task, decay])
-        )
-        for task, decay in order
-    ]
 
 
 class StopFlag:
@@ -94,111 +74,167 @@ class StopFlag:
         return dist.sum_floats([float(self.is_set)])[0] > 0
 
 
-def train(config: RunConfig, run: Path, *, resume: str = "auto") -> RunResult:
-    """Train one model on `config.tasks` in the folder `run`.
+class Run:
+    """One training run: what is built once, and what happens after a step. `train` reads downwards."""
 
-    resume: "auto" continues the newest valid checkpoint of `run`, "never" refuses a run folder that has one, a path
-    continues that checkpoint. Raises MtvlError subclasses; partial work stays in `run`.
-    """
-    device = start()
-    say = print if dist.is_main() else _silent
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        self.say = print if dist.is_main() else _silent
+        self.device = start()
+        self.model = build_model(config)
+        self.base, self.rows = base_fingerprint(self.model), added_rows(self.model)  # before anything is partitioned
+        self.workspace = Workspace(config, self.model.backbone, say=self.say)
+        self.is_validating = config.train.validate_every > 0 or config.checkpoint.keep_best
+        splits = ["train"] + (["val"] if self.is_validating else [])
+        self.workspace.prepare([(task, split) for task in config.tasks for split in splits])
+        examples = {task: self.workspace.examples(task, "train") for task in config.tasks}
+        sizes = {task: len(rows) for task, rows in examples.items()}
+        schedule = Schedule(sizes, config.mixture, config.train.global_batch, config.seed)
+        self.identity = identity_of(config, self.base, self.model, schedule)
+        self.loader = Loader(
+            examples, self.workspace.tasks, schedule, self.workspace.collator, config, dist.rank(), dist.world_size()
+        )
+        self.say(self.model.plan.table())
+        groups = parameter_groups(self.model.trainable(), self.model.tasks_of_parameters(), config.optim.name)
+        self.engine = Engine(self.model, groups, config, self.loader.micro_steps)
+        self.evaluator = Evaluator(self.model, self.workspace.tokenizer, self.device)
+        self.first = 0
+        self.best: dict[str, Any] = {}
+        self.seen = dict.fromkeys(config.tasks, 0)
+        self.metrics: dict[str, float] = {}
 
-    # ---- data and model ----
-    model = build_model(config)
-    base, rows = base_fingerprint(model), added_rows(model)
-    workspace = Workspace(config, model.backbone, say=say)
-    validating = config.train.validate_every > 0 or config.checkpoint.keep_best
-    splits = ["train"] + (["val"] if validating else [])
-    workspace.prepare([(task, split) for task in config.tasks for split in splits])
-    examples = {task: workspace.examples(task, "train") for task in config.tasks}
-    schedule = Schedule(
-        {t: len(e) for t, e in examples.items()}, config.mixture, config.train.global_batch, config.seed
-    )
-    loader = Loader(examples, workspace.tasks, schedule, workspace.collator, config, dist.rank(), dist.world_size())
-    say(model.plan.table())
+    def resume(self, resume: str) -> None:
+        """Load what `resume` asks for ("auto", "never", or a folder), or start fresh."""
+        remove_unfinished(self.folder)
+        if resume == "never" and find_resumable(self.folder):
+            raise CheckpointError(f"{self.folder} already holds checkpoints; use --resume auto, or another --run")
+        found = resolve_resume(resume, self.folder)
+        if found is None:
+            self.say(f"no checkpoint in {self.folder}: starting fresh")
+            return
+        checkpoint, self.first = found
+        progress = read_state(checkpoint, self.identity)["progress"]
+        self.engine.load(checkpoint)
+        self.best, self.metrics = progress["best"], progress["validation"]
+        self.seen |= progress["samples"]
+        self.say(f"resumed from {checkpoint}")
 
-    # ---- engine and resume ----
-    engine = Engine(model, parameter_groups(model, config.optim.name), config, loader.micro_steps)
-    identity = {
+    def open_logs(self) -> None:
+        """config.yaml, log.jsonl and TensorBoard, on rank 0."""
+        self.log = self.scalars = None
+        if dist.is_main():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "config.yaml").write_text(yaml.safe_dump(to_plain(self.config), sort_keys=False))
+            self.log = JsonLines(self.folder / "log.jsonl", keep_below_step=self.first)
+            self.scalars = Scalars(self.folder / "tensorboard", from_step=self.first)
+        self.progress = Progress("train", self.config.train.steps, start=self.first, quiet=not dist.is_main())
+
+    def record(self, done: int, report: StepReport, seconds: float) -> None:
+        """Log the step that has just ended."""
+        rate = sum(report.num_examples.values()) / max(seconds, 1e-9)
+        for task, count in report.num_examples.items():
+            self.seen[task] += count
+        if self.log is None or self.scalars is None:
+            return
+        self.log.write({
+            "step": done, "task": "+".join(report.losses), "loss": report.loss, "losses": dict(report.losses),
+            "lr": report.lr, "grad_norm": report.grad_norm, "samples_per_second": round(rate, 3),
+            "skipped": report.skipped, "samples": dict(self.seen),
+        })  # fmt: skip
+        losses = " ".join(f"{t} {v:.3f}" for t, v in report.losses.items())
+        self.progress.update(done, f"loss {report.loss:.4f} ({losses}) {rate:.0f} samples/s")
+        if done % self.config.train.log_every == 0:
+            self.scalars.add({f"loss/{t}": v for t, v in report.losses.items()}, done)
+            self.scalars.add({"lr": report.lr, "grad_norm": report.grad_norm, "samples_per_second": rate}, done)
+
+    def validate(self, done: int) -> None:
+        """Score the validation examples; a new best is exported into `best/`."""
+        self.metrics = validate(self.workspace, self.evaluator, self.loader, self.config)
+        self.say(f"validation at step {done}: " + "  ".join(f"{k} {v:.2f}" for k, v in self.metrics.items()))
+        if self.log is not None and self.scalars is not None:
+            self.log.write({"step": done, "validation": self.metrics})
+            self.scalars.add({f"validation/{k}": v for k, v in self.metrics.items()}, done)
+        if self.config.checkpoint.keep_best and self.metrics["average"] > self.best.get("average", float("-inf")):
+            self.best = {"step": done, "average": self.metrics["average"]}
+            self.export("best", done)
+
+    def save(self, done: int) -> None:
+        """Write a checkpoint and delete those that are not kept."""
+        progress = {"best": self.best, "samples": self.seen, "validation": self.metrics}
+        write_checkpoint(self.folder, done, self.engine.save, self.identity, progress)
+        retain(self.folder, self.config.checkpoint.keep_last, [self.first] + ([self.best["step"]] if self.best else []))
+
+    def export(self, name: str, done: int) -> None:
+        """Write the adapter export `name`. Collective."""
+        state = self.engine.trainable_state()
+        if dist.is_main():
+            write_export(
+                self.folder / name, self.model, self.config, state=state, rows=self.rows, base=self.base,
+                extra={"step": done, "validation": self.metrics},
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """Close loader and logs."""
+        self.loader.close()
+        for log in (self.log, self.scalars):
+            if log is not None:
+                log.close()
+
+
+def identity_of(config: RunConfig, base: str, model: Model, schedule: Schedule) -> dict[str, str]:
+    """What a checkpoint belongs to; a resume with anything else is refused with the name of the differing item."""
+    return {
         "base": base, "plan": model.plan.fingerprint(), "tasks": ",".join(config.tasks), "seed": str(config.seed),
-        "sizes": json.dumps({t: len(e) for t, e in examples.items()}), "mixture": json.dumps(to_plain(config.mixture)),
-        "train.global_batch": str(config.train.global_batch), "train.steps": str(config.train.steps),
-        "optim": json.dumps(to_plain(config.optim)), "data.text_only": str(config.data.text_only),
+        "examples": json.dumps(schedule.sizes), "mixture": json.dumps(to_plain(config.mixture)),
+        "schedule": schedule.fingerprint, "train.global_batch": str(config.train.global_batch),
+        "train.steps": str(config.train.steps), "optim": json.dumps(to_plain(config.optim)),
+        "data.text_only": str(config.data.text_only),
     }  # fmt: skip
-    if validating and engine.zero_stage == 3 and dist.world_size() > 1:
+
+
+def train(config: RunConfig, folder: Path, *, resume: str = "auto") -> RunResult:
+    """Train one model on `config.tasks` in the run folder `folder`.
+
+    resume: "auto" continues the newest valid checkpoint of `folder`, "never" refuses a run folder that has one, a path
+    continues that checkpoint. Raises MtvlError subclasses; what was saved before stays in `folder`.
+    """
+    run = Run(config, folder)
+    steps = config.train.steps
+    if run.is_validating and run.engine.zero_stage == 3 and dist.world_size() > 1:
         raise ConfigError(  # answers of unequal length would leave a rank waiting in a gather
             "validation during training is not available under ZeRO-3 on several ranks; set train.validate_every=0 and "
             "checkpoint.keep_best=false and evaluate the export, or use ZeRO-2"
         )
-    first, best, before = _resume(run, engine, identity, resume, say)
-    if first == config.train.steps and (finished := dist.broadcast_object(read_done(run))):
-        say(f"{run} is complete (step {finished['step']}); nothing to do")
-        return RunResult(0, first, finished["metrics"])
-    if dist.is_main():
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "config.yaml").write_text(yaml.safe_dump(to_plain(config), sort_keys=False))
-    log = JsonLines(run / "log.jsonl", keep_below_step=first) if dist.is_main() else None
-    scalars = Scalars(run / "tensorboard" if dist.is_main() else None, from_step=first)
-    evaluator = Evaluator(model, workspace.tokenizer, device)
+    run.resume(resume)
+    if run.first == steps and (finished := dist.broadcast_object(read_done(folder))):
+        run.say(f"{folder} is complete (step {finished['step']}); nothing to do")
+        return RunResult(0, steps, finished["metrics"])
+    run.open_logs()
 
-    # ---- steps ----
-    progress = Progress("train", config.train.steps, start=first, quiet=not dist.is_main())
-    seen = {task: before.get(task, 0) for task in config.tasks}
-    metrics: dict[str, float] = {}
-
-    def save(step: int) -> None:
-        progress_record = {"best": best, "samples": seen, "validation": metrics}
-        write_checkpoint(run, step, engine.save, identity, progress_record)
-        retain(run, config.checkpoint.keep_last, [first] + ([best["step"]] if best else []))
-
-    with StopFlag().watching() as stop, contextlib.closing(loader):
+    with StopFlag().watching() as stop, contextlib.closing(run):
         clock = time.perf_counter()
-        for step, batches in loader.iterate(first, config.train.steps):
-            report = engine.train_step(step, batches)
+        for step, batches in run.loader.iterate(run.first, steps):
+            report = run.engine.train_step(step, batches)
             done = step + 1
-            now = time.perf_counter()
-            rate = sum(report.num_examples.values()) / max(now - clock, 1e-9)
-            for task, count in report.num_examples.items():
-                seen[task] += count
-            if log:
-                log.write(_record(done, report, rate, seen))
-                losses = " ".join(f"{t} {v:.3f}" for t, v in report.losses.items())
-                progress.update(done, f"loss {report.loss:.4f} ({losses}) {rate:.0f} samples/s")
-                if done % config.train.log_every == 0:
-                    scalars.add({f"loss/{t}": v for t, v in report.losses.items()}, done)
-                    scalars.add({"lr": report.lr, "grad_norm": report.grad_norm, "samples_per_second": rate}, done)
-            last = done == config.train.steps
-            if validating and (last or (config.train.validate_every and done % config.train.validate_every == 0)):
-                metrics = validate(workspace, evaluator, loader, config)
-                if config.checkpoint.keep_best and (not best or metrics["average"] > best["average"]):
-                    best = {"step": done, "average": metrics["average"]}
-                say(f"validation at step {done}: " + "  ".join(f"{k} {v:.2f}" for k, v in metrics.items()))
-                scalars.add({f"validation/{k}": v for k, v in metrics.items()}, done)
-                if log:
-                    log.write({"step": done, "validation": metrics})
-                save(done)
-            elif last or done % config.checkpoint.every_steps == 0:
-                save(done)
-            if not last and stop.agreed():
-                save(done)
-                say(f"stopped by a signal after step {done}; the state is saved, start again with --resume auto")
-                return RunResult(STOPPED_BY_SIGNAL, done, metrics)
+            run.record(done, report, time.perf_counter() - clock)
+            every = config.train.validate_every or steps
+            if run.is_validating and (done == steps or done % every == 0):
+                run.validate(done)
+                run.save(done)
+            elif done == steps or done % config.checkpoint.every_steps == 0:
+                run.save(done)
+            if done < steps and stop.agreed():
+                run.save(done)
+                run.say(
+                    f"stopped by a signal after step {done}; the state is saved, the same command goes on from here"
+                )
+                return RunResult(STOPPED_BY_SIGNAL, done, run.metrics)
             clock = time.perf_counter()  # saving and validating are not training speed
 
-    # ---- export and the proof of completion ----
-    steps = max(config.train.steps, first)
-    state = engine.trainable_state()
-    if dist.is_main():
-        achieved = {t: n for t, n in seen.items() if n}
-        extra = {"step": steps, "validation": metrics}
-        write_export(run / "export", model, config, state=state, rows=rows, base=base, extra=extra)
-        write_done(run, steps, metrics)
-        say(f"samples seen per task: {json.dumps(achieved)}; export in {run / 'export'}")
-    if log:
-        log.close()
-    scalars.close()
-    dist.barrier()
-    return RunResult(0, steps, metrics)
+    run.export("export", steps)
+    write_done(folder, steps, run.metrics)
+    run.say(f"samples seen per task: {json.dumps(run.seen)}; export in {folder / 'export'}")
+    return RunResult(0, steps, run.metrics)
 
 
 def run_folder(run: Path | None, recipe: Path) -> Path:
@@ -228,35 +264,6 @@ def validate(workspace: Workspace, evaluator: Evaluator, loader: Loader, config:
         metrics[name] = float(scores.metrics[scores.primary])
     metrics["average"] = sum(metrics.values()) / len(metrics)
     return metrics
-
-
-def _resume(
-    run: Path, engine: Engine, identity: dict[str, str], resume: str, say: Any
-) -> tuple[int, dict[str, Any], dict[str, int]]:
-    """Load what `resume` asks for; returns the step to go on from, the best checkpoint and the samples seen so far."""
-    remove_unfinished(run)
-    if resume == "never" and find_resumable(run):
-        raise CheckpointError(f"{run} already holds checkpoints; use --resume auto, or another --run")
-    found = resolve_resume(resume, run)
-    if found is None:
-        say(f"no checkpoint in {run}: starting fresh")
-        return 0, {}, {}
-    folder, step = found
-    progress = read_state(folder, identity)["progress"]
-    engine.load(folder)
-    say(f"resumed from {folder}")
-    return step, progress["best"], progress["samples"]
-
-
-def _record(step: int, report: Any, rate: float, seen: dict[str, int]) -> dict[str, Any]:
-    """A line of log.jsonl."""
-    if not report.losses:
-        raise EngineError(f"step {step} reported no task")
-    return {
-        "step": step, "task": "+".join(report.losses), "loss": report.loss, "losses": report.losses, "lr": report.lr,
-        "grad_norm": report.grad_norm, "samples_per_second": round(rate, 3), "skipped": report.skipped,
-        "samples": dict(seen),
-    }  # fmt: skip
 
 
 def _silent(_text: str) -> None:

@@ -66,12 +66,20 @@ def launch(folder: Path, world: int, args: argparse.Namespace) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    shared = {**os.environ, "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    shared = {
+        **os.environ,
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, __file__, "--worker", str(folder), "--worlds", str(world), "--stages",
                ",".join(map(str, args.stages)), "--steps", str(args.steps), *args.overrides]  # fmt: skip
     log = (folder / f"world{world}.log").open("w")
     processes = [
-        subprocess.Popen(command, env={**shared, "RANK": str(r), "LOCAL_RANK": str(r)}, stdout=log, stderr=subprocess.STDOUT)
+        subprocess.Popen(
+            command, env={**shared, "RANK": str(r), "LOCAL_RANK": str(r)}, stdout=log, stderr=subprocess.STDOUT
+        )
         for r in range(world)
     ]
     codes = [p.wait() for p in processes]
@@ -119,7 +127,9 @@ def main() -> int:
         print(json.dumps(rows, indent=1))
     else:
         for row in rows:
-            print(f"{row['cell']:38} loss diff {row['loss']:.2e}  tensor diff {row['tensors']:.2e}  last loss {row['last_loss']:.6f}")
+            print(
+                f"{row['cell']:38} loss diff {row['loss']:.2e}  tensor diff {row['tensors']:.2e}  last loss {row['last_loss']:.6f}"
+            )
     worst = max(float(str(r["loss"])) for r in rows)
     drift = max(float(str(r["tensors"])) for r in rows)
     failed = worst > TOLERANCE or drift > TENSOR_TOLERANCE

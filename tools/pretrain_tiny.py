@@ -271,7 +271,9 @@ def main() -> int:
     torch.manual_seed(args.seed)
     model = ClipBart.build(ClipBartConfig(preset="tiny", text=text, tower="tiny", dropout=0.0, init_seed=args.seed))
     print(f"language model: {sum(p.numel() for p in model.parameters()):,} parameters")
-    stream = Stream(tokenizer, encode_pictures(tower, args.seed, args.pictures, out / "features.pt"), args.seed, args.rows)
+    stream = Stream(
+        tokenizer, encode_pictures(tower, args.seed, args.pictures, out / "features.pt"), args.seed, args.rows
+    )
     clock = Clock("text", args.minutes, args.steps)
     record |= {"text": pretrain_text(clock, model, stream), "steps": clock.step}
     state = {k: v.half() for k, v in model.state_dict().items()

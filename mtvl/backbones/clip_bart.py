@@ -149,14 +149,18 @@ class ClipBart(nn.Module):
 
     def _load_bart(self, source: str) -> None:
         """Plain BART weights: their token rows are copied, sentinel and slot rows stay random."""
-        plain = BartForConditionalGeneration.from_pretrained(source)
+        with readable(source):
+            plain = BartForConditionalGeneration.from_pretrained(source)
+        table = "model.shared.weight"
         own, state = self.bart.state_dict(), plain.state_dict()
-        rows = state["model.shared.weight"].shape[0]
+        tied = {"model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight"}
         for key, value in state.items():
-            if own[key].shape == value.shape:
+            if key == table:
+                own[key][: value.shape[0]].copy_(value)
+            elif own[key].shape == value.shape:
                 own[key].copy_(value)
-            elif own[key].shape[-1] == value.shape[-1] and "shared" in key:
-                own[key][:rows].copy_(value)
+            elif key not in tied and key != "final_logits_bias":
+                raise CheckpointError(f"{source}: {key} is {tuple(value.shape)}, expected {tuple(own[key].shape)}")
         self.bart.load_state_dict(own)
 
     def tokenizer(self) -> BartText:
@@ -300,13 +304,29 @@ def bundle_settings(config: ClipBartConfig) -> dict[str, Any]:
     return json.loads((folder / "backbone.json").read_text()) if folder else {}
 
 
+@contextlib.contextmanager
+def readable(source: str) -> Iterator[None]:
+    """Turn what transformers raises about `source` into an error that says what would have been accepted."""
+    bundled = [p.parent.name for p in BUNDLED.glob("*/backbone.json")]
+    if not Path(source).is_dir() and source.count("/") != 1:
+        raise ConfigError(
+            f"'backbone.weights' is {source!r}: no folder, no hub name of the form owner/name, and not bundled; "
+            f"{near_names(source, bundled)}"
+        )
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"'backbone.weights' {source}: cannot be loaded ({str(error).splitlines()[0]})") from None
+
+
 def text_config(config: ClipBartConfig) -> BartConfig:
     """The BartConfig without sentinel and slot rows."""
     bundle = bundle_settings(config)
     if bundle:
         values = bundle["text"]
     elif config.weights:
-        return BartConfig.from_pretrained(config.weights, **config.text)
+        with readable(config.weights):
+            return BartConfig.from_pretrained(config.weights, **config.text)
     elif config.preset in PRESETS:
         values = PRESETS[config.preset]
     else:

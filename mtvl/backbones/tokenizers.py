@@ -44,11 +44,14 @@ def load_bart_tokenizer(source: str) -> BartText:
     folder = Path(source)
     if folder.is_dir() and (folder / "tokenizer.json").is_file():
         return BartText(PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **SPECIAL))
-    if folder.is_dir():
+    if folder.is_dir() and not (folder / "vocab.json").is_file():
         raise CheckpointError(f"{folder} has no tokenizer.json; save one there with the tokenizer's save_pretrained")
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer  # slow import
 
-    return BartText(AutoTokenizer.from_pretrained(source))
+    try:
+        return BartText(AutoTokenizer.from_pretrained(source))
+    except OSError as error:
+        raise CheckpointError(f"no tokenizer at {source}: {str(error).splitlines()[0]}") from None
 
 
 def train_bart_tokenizer(texts: Iterable[str], file: Path, vocab_size: int = 1000) -> None:

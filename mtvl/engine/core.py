@@ -18,7 +18,7 @@ from mtvl.engine.process import start
 from mtvl.engine.settings import deepspeed_settings
 from mtvl.engine.state import load_state, save_state
 from mtvl.errors import EngineError
-from mtvl.optim import ParameterGroup, build_optimizer, check_groups, learning_rate
+from mtvl.optim import FIRST_WINDOWS, ParameterGroup, build_optimizer, check_groups, learning_rate
 from mtvl.types import Batch
 
 MAX_SKIPPED_IN_A_ROW = 5
@@ -98,7 +98,7 @@ class Engine:
 
         A step whose loss or gradient is not finite anywhere is skipped everywhere and counted. Raises EngineError when
         ranks disagree on step or tasks, when five steps in a row are skipped, or when a task's own parameters get no
-        gradient in their first step.
+        gradient in their first steps.
         """
         if len(batches) != self.micro_steps:
             raise EngineError(f"step {step}: expected {self.micro_steps} micro-batches, found {len(batches)}")
@@ -201,17 +201,18 @@ class Engine:
             )
 
     def _check_first_gradients(self, step: int, active: Sequence[ParameterGroup]) -> None:
-        """EngineError when a private group got only zeros in its first window: it would silently never train."""
-        fresh = [g for g in active if g.task is not None and self.optimizer.counts[g.name] == 0]
-        if not fresh:
+        """EngineError when a private group got only zeros in all its first windows: it would silently never train."""
+        counts = self.optimizer.counts
+        old = [g for g in active if g.task is not None and counts[g.name] == FIRST_WINDOWS - 1]
+        if not old:
             return
-        touched = dist.sum_floats([float(g.name in self.optimizer.touched) for g in fresh], self.device)
-        dead = [g for g, ranks in zip(fresh, touched, strict=True) if ranks == 0]
+        touched = dist.sum_floats([float(g.name in self.optimizer.touched) for g in old], self.device)
+        dead = [g for g, ranks in zip(old, touched, strict=True) if ranks == 0]
         if dead:
             raise EngineError(
                 f"step {step}: the parameters of task '{dead[0].task}' (group '{dead[0].name}', {len(dead[0].names)} "
-                f"tensors, first {dead[0].names[0]}) got no gradient in the first step of their task; is the task "
-                "selected in forward, and is activation recompute the non-reentrant one?"
+                f"tensors, first {dead[0].names[0]}) got no gradient in the first {FIRST_WINDOWS} steps of their task; is "
+                "the task selected in forward, and is activation recompute the non-reentrant one?"
             )
 
     def trainable_state(self) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -81,6 +82,7 @@ def normalise_words(text: str) -> str:
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
+@functools.lru_cache(maxsize=2**17)
 def normalise(text: str) -> str:
     """Both official steps in their order; the empty string when nothing but articles and marks was there."""
     return normalise_words(normalise_punctuation(text))

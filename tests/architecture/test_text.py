@@ -16,7 +16,6 @@ MAX_FILE, MAX_FUNCTION = 400, 40
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {
     "mtvl/evaluate.py:evaluate": "the evaluation from checkpoint to table in the order in which it happens",
-    "mtvl/train.py:train": "the training loop reads downwards in three marked sections that share their state",
     "tools/pretrain_tiny.py:main": "the recorded recipe, step after step; no part of it runs alone",
     "tools/pretrain_tiny.py:pretrain_tower": "pictures, loss, steps and accuracy of one recipe share tower and head",
 }

@@ -81,7 +81,7 @@ def test_disagreeing_ranks_stop(results: dict[int, Results], stage: str) -> None
 @pytest.mark.parametrize("stage", STAGES)
 def test_task_without_gradient_stops(results: dict[int, Results], stage: str) -> None:
     message = results[1][f"dead_task {stage}"]["message"]
-    assert message.startswith("step 2: the parameters of task 'b'"), message
+    assert "the parameters of task 'b'" in message, message
 
 
 def test_resume_is_exact(results: dict[int, Results]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mtvl.cli import DEFAULT_RECIPE, VERBS, evaluate_parser, train_parser
+from mtvl.cli import VERBS, evaluate_parser, train_parser
 from mtvl.config import load_run_config
 from mtvl.data.miniworld.write import ensure_miniworld
 from mtvl.model import make_plan
@@ -74,12 +74,16 @@ def test_deepspeed_launches_two_ranks_and_evaluates(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "DONE").read_text())["step"] == 3
     both = run([*common, str(ROOT / "launch" / "evaluate.py"), "--checkpoint", "run", "--out", "two.json"], tmp_path)
     assert both.returncode == 0, both.stdout + both.stderr
-    one = run([sys.executable, str(ROOT / "launch" / "evaluate.py"), "--checkpoint", "run", "--out", "one.json"], tmp_path)
+    one = run(
+        [sys.executable, str(ROOT / "launch" / "evaluate.py"), "--checkpoint", "run", "--out", "one.json"], tmp_path
+    )
     assert one.returncode == 0, one.stdout + one.stderr
     assert json.loads((tmp_path / "one.json").read_text()) == json.loads((tmp_path / "two.json").read_text())
 
 
 def test_readme_names_only_what_exists() -> None:
     text = (ROOT / "README.md").read_text()
-    paths = set(re.findall(r"\b(?:launch|tools|docs|ds_configs|tasks|tests|mtvl)/[\w./]+\.(?:py|yaml|md|json|sh)\b", text))
+    paths = set(
+        re.findall(r"\b(?:launch|tools|docs|ds_configs|tasks|tests|mtvl)/[\w./]+\.(?:py|yaml|md|json|sh)\b", text)
+    )
     assert paths and all((ROOT / p).is_file() for p in paths), sorted(p for p in paths if not (ROOT / p).is_file())

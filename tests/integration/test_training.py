@@ -113,7 +113,9 @@ def test_evaluate_scores_every_task_once(recipe: Recipe, straight: Path, world: 
         low, high = results[name]["interval"]
         assert results[name]["num_examples"] >= 40 and low <= high
         assert "constant" in results[name]
-        assert len((straight / "predictions" / f"{name}.jsonl").read_text().splitlines()) == results[name]["num_examples"]
+        assert (
+            len((straight / "predictions" / f"{name}.jsonl").read_text().splitlines()) == results[name]["num_examples"]
+        )
     assert "average of primary metrics" in format_results(results)
     subset = evaluate(straight, ["vqa"], out=straight / "one.json")
     assert subset["vqa"]["score"] == results["vqa"]["score"]
@@ -161,7 +163,9 @@ def test_validation_keeps_the_best(recipe: Recipe, tmp_path: Path) -> None:
     assert "step_6" in kept and len(kept) <= 2
 
 
-def test_inspect_and_predict(recipe: Recipe, straight: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inspect_and_predict(
+    recipe: Recipe, straight: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     text = inspect_sample(recipe(tasks=["vqa"]), "vqa", 3, "train")
     assert "segment" in text and "loss" in text and "decoded labels" in text

@@ -18,10 +18,9 @@ from mtvl.backbones.clip_bart import ClipBart, ClipBartConfig
 from mtvl.config import OptimConfig
 from mtvl.model import Model, make_method
 from mtvl.objectives.seq2seq import sample_losses, token_losses
-from mtvl.optim import GroupOptimizer, build_optimizer
+from mtvl.optim import GroupOptimizer, build_optimizer, parameter_groups
 from mtvl.petl import METHODS
 from mtvl.reference import describe_reference, load_reference, our_names, our_task
-from mtvl.train import parameter_groups
 from mtvl.types import Batch, Decoding
 from parity.report import Case, NotYet, Report, Tolerance
 
@@ -177,7 +176,11 @@ def check_parameters(case: Case, report: Report, model: Model, names: Mapping[st
     report.mapping("trainable shapes", {n: list(p.shape) for n, p in trainable.items()},
                    {n: p["shape"] for n, p in listed.items()})  # fmt: skip
     config = optim_config(facts)
-    decay = {n: config.weight_decay * g.decay for g in parameter_groups(model, config.name) for n in g.names}
+    decay = {
+        n: config.weight_decay * g.decay
+        for g in parameter_groups(model.trainable(), model.tasks_of_parameters(), config.name)
+        for n in g.names
+    }
     report.mapping("weight decay", decay, {n: p["weight_decay"] for n, p in listed.items()})
     report.equal("trainable_count", plan.num_trainable, facts["trainable_count"])
     report.equal("total_count", plan.num_total, facts["total_count"])
@@ -270,7 +273,7 @@ def check_training(
     """One optimizer step per task of `sequence`, from the recorded state; then the values of all trained parameters."""
     model, _ = build(case)
     config, label = optim_config(case.facts), after.removeprefix("expect/").rstrip("/")
-    groups = [g for g in parameter_groups(model, config.name) if g.names]
+    groups = [g for g in parameter_groups(model.trainable(), model.tasks_of_parameters(), config.name) if g.names]
     parameters = model.trainable()
     start = {n: p.detach().clone() for n, p in parameters.items()}
     optimizer = build_optimizer(parameters, groups, config)
