@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from mtvl import dist
@@ -25,7 +26,7 @@ from mtvl.checkpoint import (
     write_done,
 )
 from mtvl.config import RunConfig, to_plain
-from mtvl.data.schedule import Schedule
+from mtvl.data.schedule import Schedule, stable_bits
 from mtvl.engine import Engine, StepReport, start
 from mtvl.errors import CheckpointError, ConfigError
 from mtvl.evaluator import Evaluator
@@ -97,6 +98,7 @@ class Run:
         self.say(self.model.plan.table())
         groups = parameter_groups(self.model.trainable(), self.model.tasks_of_parameters(), config.optim.name)
         self.engine = Engine(self.model, groups, config, self.loader.micro_steps)
+        torch.manual_seed(stable_bits("dropout", config.seed, dist.rank()) % 2**63)  # the only use of the global generator
         self.evaluator = Evaluator(self.model, self.workspace.tokenizer, self.device)
         self.first = 0
         self.best: dict[str, Any] = {}
