@@ -46,7 +46,12 @@ def evaluate_parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", type=Path, required=True, help="a run folder or an export folder")
     parser.add_argument("--tasks", type=_split, default=[], help="default: the tasks that it was trained on")
     parser.add_argument("--split", default="test", help="train, val, test or another split of the task files")
-    parser.add_argument("--out", type=Path, default=None, help="JSON file; default: eval.json in the run folder")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=None,
+        help="JSON file; default: eval.json in the run folder (eval_SPLIT.json for another split)",
+    )
     parser.add_argument("--local_rank", type=int, default=None, help="set by launchers; the environment wins")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.root=/data evaluate.batch=256")
     return parser

@@ -268,16 +268,31 @@ def validate(config: RunConfig) -> None:
                 raise ConfigError(f"'{section}.{name}' is not one of the tasks; {near_names(name, config.tasks)}")
             if not weight > 0:
                 raise ConfigError(f"'{section}.{name}' must be above 0, found {weight}")
+    _check_numbers(config)
+
+
+def _check_numbers(config: RunConfig) -> None:
+    """Bounds of single numbers."""
     positive = {
         "train.steps": config.train.steps, "train.global_batch": config.train.global_batch,
         "train.micro_batch": config.train.micro_batch, "mixture.slots": config.mixture.slots,
         "mixture.block": config.mixture.block, "mixture.temperature": config.mixture.temperature,
         "optim.lr": config.optim.lr, "evaluate.batch": config.evaluate.batch,
         "checkpoint.keep_last": config.checkpoint.keep_last, "train.log_every": config.train.log_every,
+        "checkpoint.every_steps": config.checkpoint.every_steps, "evaluate.bootstrap": config.evaluate.bootstrap,
     }  # fmt: skip
     for key, number in positive.items():
         if not number > 0:
             raise ConfigError(f"'{key}' must be above 0, found {number}")
+    not_negative = {
+        "data.workers": config.data.workers, "data.max_examples": config.data.max_examples,
+        "train.validate_every": config.train.validate_every, "train.validate_examples": config.train.validate_examples,
+        "optim.clip_norm": config.optim.clip_norm, "optim.weight_decay": config.optim.weight_decay,
+        "evaluate.num_beams": config.evaluate.num_beams,
+    }  # fmt: skip
+    for key, number in not_negative.items():
+        if not number >= 0:
+            raise ConfigError(f"'{key}' must be 0 or above, found {number}")
     if not 0 <= config.optim.warmup_ratio <= 1:
         raise ConfigError(f"'optim.warmup_ratio' must lie in 0..1, found {config.optim.warmup_ratio}")
 

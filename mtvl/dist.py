@@ -35,10 +35,12 @@ def barrier() -> None:
         torch_dist.barrier()
 
 
-def sum_floats(values: list[float], device: torch.device | str = "cpu") -> list[float]:
-    """Element-wise sum over ranks, in float64."""
+def sum_floats(values: list[float], device: torch.device | str | None = None) -> list[float]:
+    """Element-wise sum over ranks, in float64. `device` defaults to one that the group's backend can reduce on."""
     if not is_active() or world_size() == 1:
         return list(values)
+    if device is None:  # NCCL refuses tensors of the CPU
+        device = "cuda" if torch_dist.get_backend() == "nccl" else "cpu"
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
     torch_dist.all_reduce(tensor)
     return [float(v) for v in tensor.tolist()]

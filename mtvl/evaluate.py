@@ -14,9 +14,9 @@ import numpy as np
 from mtvl import dist
 from mtvl.config import RunConfig
 from mtvl.engine import start
-from mtvl.errors import CheckpointError, ConfigError
+from mtvl.errors import CheckpointError, ConfigError, DataError
 from mtvl.evaluator import Evaluator
-from mtvl.export import find_export, load_export
+from mtvl.export import find_export, load_export, read_config
 from mtvl.loader import evaluation_batches
 from mtvl.metrics.intervals import bootstrap_interval
 from mtvl.report import Progress, table
@@ -47,42 +47,50 @@ def evaluate(
         raise ConfigError(
             f"no parts for {', '.join(private)} in {checkpoint}: it was trained on {', '.join(trained_on)}"
         )
-    baseline = _text_only_baseline(checkpoint, config)
+    baseline, on_both = _text_only_baseline(checkpoint, config, names)
     folder = out.parent if out else (checkpoint if (checkpoint / "export").is_dir() else find_export(checkpoint))
+    ending = "" if split == "test" else f"_{split}"  # figures of another split do not replace those of the test
+    table_file, predictions = out or folder / f"eval{ending}.json", folder / f"predictions{ending}"
 
-    results, per_item = _evaluate_model(
-        model, replace(config, tasks=names), split, device, say, folder / "predictions", True
-    )
+    results, per_item = _evaluate_model(model, replace(config, tasks=names), split, device, say, predictions, True)
     if baseline is not None:
         other, other_config, _ = load_export(baseline, overrides)
-        if not other_config.data.text_only:
-            raise CheckpointError(f"{baseline} was not trained with data.text_only=true and is no text-only baseline")
-        say("text-only baseline (the same model, trained and run with the visual input zeroed)")
-        shared, other_items = _evaluate_model(
-            other, replace(other_config, tasks=names), split, device, say, None, False
+        # The same items as above, or the gain would not be paired.
+        other_config = replace(
+            other_config, tasks=on_both, data=replace(config.data, text_only=True), evaluate=config.evaluate
         )
-        for name in names:
+        say("text-only baseline (the same model, trained and run with the visual input zeroed)")
+        shared, other_items = _evaluate_model(other, other_config, split, device, say, None, False)
+        for name in on_both:
             results[name]["text_only"] = shared[name]["score"]
             results[name] |= _gain(per_item[name], other_items[name])
     for name in names:
         results[name]["trained_on"] = name in trained_on
+        results[name]["split"] = split
     if dist.is_main():
-        _write_json(out or folder / "eval.json", results)
+        _write_json(table_file, results)
         print(f"\n{format_results(results)}\n")
         if baseline is None:
             print(
                 f"no text-only baseline in {checkpoint / TEXT_ONLY}; train it with the same command and recipe plus\n"
                 f"  --run {checkpoint / TEXT_ONLY} data.text_only=true"
             )
-        print(f"written: {out or folder / 'eval.json'}")
+        print(f"written: {table_file}")
     return results
 
 
-def _text_only_baseline(checkpoint: Path, config: RunConfig) -> Path | None:
+def _text_only_baseline(
+    checkpoint: Path, config: RunConfig, names: Sequence[str]
+) -> tuple[Path | None, tuple[str, ...]]:
+    """The baseline's run folder and those of `names` that it was trained on. Checked before the long work begins."""
     folder = checkpoint / TEXT_ONLY
     if config.data.text_only or not (folder / "export" / "adapter.json").is_file():
-        return None
-    return folder
+        return None, ()
+    found, content = read_config(folder / "export")
+    if not found.data.text_only:
+        raise CheckpointError(f"{folder} was not trained with data.text_only=true and is no text-only baseline")
+    on_both = tuple(n for n in names if n in content["tasks"])
+    return (folder if on_both else None), on_both
 
 
 def _evaluate_model(
@@ -96,18 +104,19 @@ def _evaluate_model(
     items: dict[str, Mapping[str, float]] = {}
     for name, task in workspace.tasks.items():
         examples = workspace.examples(name, split)
+        constant = _constant(workspace, name, examples) if baselines and dist.is_main() else None
         progress = Progress(f"evaluate {name}", -(-len(examples) // dist.world_size()), quiet=not dist.is_main())
         batches = evaluation_batches(
             workspace.collator, task, examples, config.evaluate.batch, dist.rank(), dist.world_size()
         )
         predicted = evaluator.predict(task, examples, batches, progress.update)
+        if predictions is not None and dist.is_main():  # before scoring: a split without public answers ends there
+            _write_predictions(predictions / f"{name}.jsonl", predicted)
         scores = evaluator.score(task, examples, predicted)
         results[name] = _result(scores, len(examples), config.evaluate.bootstrap)
         items[name] = scores.per_item
-        if baselines and dist.is_main():
-            results[name]["constant"] = _constant(workspace, name, examples)
-        if predictions is not None and dist.is_main():
-            _write_predictions(predictions / f"{name}.jsonl", predicted)
+        if constant is not None:
+            results[name]["constant"] = constant
     return results, items
 
 
@@ -120,9 +129,16 @@ def _result(scores: Scores, num_examples: int, resamples: int) -> dict[str, Any]
     }  # fmt: skip
 
 
-def _constant(workspace: Workspace, name: str, examples: Sequence[Example]) -> float:
-    """Primary metric of the best single answer or caption of the training split."""
-    scores = constant_baseline(workspace.tasks[name], workspace.examples(name, "train"), examples)
+def _constant(workspace: Workspace, name: str, examples: Sequence[Example]) -> float | None:
+    """Primary metric of the best single answer or caption of the training split; None, said aloud, where it has none.
+
+    Whoever only evaluates need not have the training files.
+    """
+    try:
+        scores = constant_baseline(workspace.tasks[name], workspace.examples(name, "train"), examples)
+    except DataError as error:
+        workspace.say(f"no constant baseline for {name}: {error}")
+        return None
     return float(scores.metrics[scores.primary])
 
 
@@ -172,7 +188,7 @@ def format_results(results: Mapping[str, Mapping[str, Any]], *, markdown: bool =
     if gains:
         lines.append(f"average gain over text-only: {sum(gains) / len(gains):.2f}")
     own = {"primary", "score", "num_examples", "interval", "standard_error", "text_only", "constant", "gain",
-           "gain_standard_error", "trained_on"}  # fmt: skip
+           "gain_standard_error", "trained_on", "split"}  # fmt: skip
     for name, r in results.items():
         more = "  ".join(
             f"{k} {v:.2f}" for k, v in r.items() if k not in own and k != r["primary"] and isinstance(v, float)

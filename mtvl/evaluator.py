@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from mtvl import dist
-from mtvl.errors import EngineError
+from mtvl.errors import EngineError, MtvlError
 from mtvl.model import Model
 from mtvl.types import Batch, Example, Prediction, Scores, Task, Tokenizer
 
@@ -63,6 +63,14 @@ class Evaluator:
         return [by_uid[e.uid] for e in examples]
 
     def score(self, task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Scores:
-        """Score once on rank 0 and hand the result to all ranks."""
-        scores = task.score(predictions, examples) if dist.is_main() else None
-        return dist.broadcast_object(scores)
+        """Score once on rank 0 and hand the result, or the error, to all ranks: none is left waiting."""
+        scores, failure = None, None
+        if dist.is_main():
+            try:
+                scores = task.score(predictions, examples)
+            except MtvlError as error:
+                failure = error
+        scores, failure = dist.broadcast_object((scores, failure))
+        if failure is not None:
+            raise failure
+        return scores

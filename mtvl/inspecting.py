@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mtvl import dist
 from mtvl.config import RunConfig
-from mtvl.data.collate import Collator
+from mtvl.data.collate import IGNORE, Collator
 from mtvl.data.features import FeatureStore
 from mtvl.data.media import open_image
 from mtvl.errors import ConfigError, DataError
@@ -32,7 +32,9 @@ def inspect_sample(config: RunConfig, task: str, index: int, split: str, checkpo
     """
     if checkpoint:
         model, trained, _ = load_export(Path(checkpoint))
-        config = replace(trained, tasks=(task,), data=config.data)
+        # The data and the visual input that it was trained with, unless others are asked for.
+        root, cache = config.data.root or trained.data.root, config.data.cache or trained.data.cache
+        config = replace(trained, tasks=(task,), data=replace(trained.data, root=root, cache=cache))
     else:
         model = build_model(config)
     workspace = Workspace(config, model.backbone, say=lambda _text: None)
@@ -40,7 +42,8 @@ def inspect_sample(config: RunConfig, task: str, index: int, split: str, checkpo
     if not 0 <= index < len(examples):
         raise DataError(f"'index' must lie in 0..{len(examples) - 1} for {task}/{split}, found {index}")
     example = examples[index]
-    workspace.features.ensure(list(example.visual.images))
+    if not config.data.text_only:
+        workspace.features.ensure(list(example.visual.images))
     batch = workspace.collator.collate(task, [example], training=False)
     model.eval()
     model.set_task(task)
@@ -50,7 +53,11 @@ def inspect_sample(config: RunConfig, task: str, index: int, split: str, checkpo
         loss = sample_losses(losses, batch.target_ids, batch.target_weights)
     answer = Evaluator(model, workspace.tokenizer).predict_batch(workspace.tasks[task], batch)[0]
     lines = _sample_lines(workspace, example, batch, split, index)
-    pieces = [workspace.tokenizer.decode([t]) or "<special>" for t in batch.target_ids[0].tolist()]
+    # A hidden answer leaves one ignored position, which no tokenizer can decode.
+    pieces = [
+        "<none>" if t == IGNORE else workspace.tokenizer.decode([t]) or "<special>"
+        for t in batch.target_ids[0].tolist()
+    ]
     lines += ["", f"encoder memory  {tuple(memory.hidden.shape)} (B, S+V, D)"]
     lines += ["token loss      " + "  ".join(f"{p}:{v:.3f}" for p, v in zip(pieces, losses[0].tolist(), strict=True))]
     lines += [
@@ -75,7 +82,7 @@ def _sample_lines(workspace: Workspace, example: Example, batch: Batch, split: s
         lines.append(f"segment         {segment.name}: {segment.text!r} ({count} tokens, priority {segment.priority})")
     for target in sorted(example.targets, key=lambda t: -t.weight)[:5]:
         lines.append(f"target          {target.text!r} weight {target.weight:.2f}")
-    labels = [t for t in batch.target_ids[0].tolist() if t != -100]
+    labels = [t for t in batch.target_ids[0].tolist() if t != IGNORE]
     lines += [
         "",
         f"source_ids      {tuple(batch.source_ids.shape)} (B, S)  {batch.source_ids[0].tolist()}",

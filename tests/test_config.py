@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from mtvl.config import (
+    CheckpointConfig,
+    DataConfig,
     MixtureConfig,
     OptimConfig,
     RunConfig,
@@ -223,6 +225,12 @@ def test_the_defaults_are_valid() -> None:
         ),
         (replace(GOOD, optim=OptimConfig(name="adamm")), "unknown 'optim.name' 'adamm'; did you mean 'adamw'"),
         (replace(GOOD, optim=OptimConfig(schedule="cosine")), "unknown 'optim.schedule' 'cosine'"),
+        (replace(GOOD, optim=OptimConfig(clip_norm=-1.0)), "'optim.clip_norm' must be 0 or above, found -1.0"),
+        (
+            replace(GOOD, checkpoint=CheckpointConfig(every_steps=0)),
+            "'checkpoint.every_steps' must be above 0, found 0",
+        ),
+        (replace(GOOD, data=DataConfig(workers=-1)), "'data.workers' must be 0 or above, found -1"),
         (replace(GOOD, train=TrainConfig(precision="fp8")), "unknown 'train.precision' 'fp8'"),
         (replace(GOOD, mixture=MixtureConfig(weights={"vqq": 1.0})), "'mixture.weights.vqq' is not one of the tasks"),
         (

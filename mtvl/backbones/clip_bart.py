@@ -189,7 +189,14 @@ class ClipBart(nn.Module):
         weights = self.config.tower_weights
         if not weights and folder is not None and not self.config.tower:
             weights = str(folder / "tower.safetensors")
-        return GridTower(tower_name(self.config), weights)
+        if not weights and self.config.weights:
+            raise ConfigError(
+                f"'backbone.weights' is {self.config.weights} but 'backbone.tower_weights' is empty: the tower "
+                f"{tower_name(self.config)} would be random; give a safetensors file or an open_clip tag such as openai"
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.init_seed)  # a random tower must be the same on all ranks and in evaluation
+            return GridTower(tower_name(self.config), weights)
 
     # ---- what methods see ---------------------------------------------------------------------------------------
 

@@ -153,7 +153,7 @@ class Engine:
         rows = dict.fromkeys(tasks, 0)
         for batch, value in zip(batches, values, strict=True):
             sums[batch.task] += value / batch.loss_weight
-            rows[batch.task] += len(batch.uids)
+            rows[batch.task] += sum(bool(uid) for uid in batch.uids)  # a filler row has the uid ""
         broken = sum(not math.isfinite(v) for v in values)
         flat = dist.sum_floats(
             [float(broken), sum(values), *sums.values(), *(float(rows[t]) for t in tasks)], self.device

@@ -207,6 +207,20 @@ def test_public_weights_keep_their_rows_and_added_rows_are_seeded(tiny_backbones
     assert torch.equal(tables[0][60:], tables[1][60:]) and not torch.equal(tables[0][60:], tables[2][60:])
 
 
+def test_a_tower_is_random_only_beside_random_weights_and_always_the_same(tiny_backbones, tmp_path) -> None:
+    section = tiny_backbones["clip_bart"].section
+    config = parse_section(ClipBartConfig, section)
+    towers = []
+    for _ in range(2):
+        torch.rand(1)  # the global generator decides nothing
+        towers.append(ClipBart.build(config).tower().fingerprint)
+    assert towers[0] == towers[1]
+    BartForConditionalGeneration(text_config(config)).save_pretrained(tmp_path)
+    trained = {**{k: v for k, v in section.items() if k not in ("preset", "text")}, "weights": str(tmp_path)}
+    with pytest.raises(ConfigError, match="'backbone.tower_weights' is empty"):
+        ClipBart.build(parse_section(ClipBartConfig, trained)).tower()
+
+
 def test_a_feature_width_of_its_own_has_no_tower(tiny_backbones) -> None:
     config = parse_section(ClipBartConfig, {**tiny_backbones["clip_bart"].section, "feature_width": 24})
     model = ClipBart.build(config)

@@ -117,6 +117,9 @@ def test_evaluate_scores_every_task_once(recipe: Recipe, straight: Path, world: 
             len((straight / "predictions" / f"{name}.jsonl").read_text().splitlines()) == results[name]["num_examples"]
         )
     assert "average of primary metrics" in format_results(results)
+    before = (straight / "eval.json").read_bytes()
+    assert evaluate(straight, ["nlvr2"], split="val")["nlvr2"]["split"] == "val"
+    assert (straight / "eval_val.json").is_file() and (straight / "eval.json").read_bytes() == before
     subset = evaluate(straight, ["vqa"], out=straight / "one.json")
     assert subset["vqa"]["score"] == results["vqa"]["score"]
 
@@ -161,6 +164,11 @@ def test_validation_keeps_the_best(recipe: Recipe, tmp_path: Path) -> None:
     assert set(result.metrics) == {"vqa", "nlvr2", "average"}
     kept = {p.name for p in (run / "checkpoints").iterdir()}
     assert "step_6" in kept and len(kept) <= 2
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    averages = {r["step"]: r["validation"]["average"] for r in records if "validation" in r}
+    assert sorted(averages) == [2, 4, 6]
+    best = load_export(run / "best")[2]
+    assert averages[best["step"]] == max(averages.values()) and f"step_{best['step']}" in kept
 
 
 def test_inspect_and_predict(
@@ -174,6 +182,9 @@ def test_inspect_and_predict(
     assert isinstance(predict_one(straight, "vqa", [picture], "what color is the star?"), str)
     with pytest.raises(DataError, match="index"):
         inspect_sample(recipe(tasks=["vqa"]), "vqa", 10**6, "train")
+    # Without a root of its own a checkpoint is looked at with the data it was trained on.
+    text = inspect_sample(recipe("data.root=", tasks=["vqa"]), "vqa", 0, "test", str(straight))
+    assert str(world) in text
 
 
 def test_wrong_roots_are_errors(recipe: Recipe, tmp_path: Path) -> None:
