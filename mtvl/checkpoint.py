@@ -187,7 +187,7 @@ def read_state(folder: Path, fingerprints: Mapping[str, str] | None = None) -> d
             if saved.get(name) != fingerprints.get(name):
                 raise CheckpointError(
                     f"{folder} belongs to another run: '{name}' was {saved.get(name, '(absent)')} when it was saved "
-                    f"and is {fingerprints.get(name, '(absent)')} now"
+                    f"and is {fingerprints.get(name, '(absent)')} now; give another --run, or delete the folder to start again"
                 )
     return state
 

@@ -97,7 +97,7 @@ def _evaluate_model(
     model: Any, config: RunConfig, split: str, device: Any, say: Any, predictions: Path | None, baselines: bool
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Mapping[str, float]]]:
     """Predict and score every task of `config`; returns results and per-item primary scores."""
-    workspace = Workspace(config, model.backbone, say=say)
+    workspace = Workspace(config, model.backbone, tower=model.trained_tower, say=say)
     workspace.prepare([(task, split) for task in config.tasks])
     evaluator = Evaluator(model.to(device), workspace.tokenizer, device)
     results: dict[str, dict[str, Any]] = {}

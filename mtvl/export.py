@@ -116,6 +116,7 @@ def load_export(path: Path, overrides: Sequence[str] = ()) -> tuple[Model, RunCo
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{folder / 'adapter.safetensors'} cannot be read: {error}") from None
     _copy_in(model, tensors, folder)
+    model.trained_tower = str(content.get("tower", ""))
     return model, config, content
 
 

@@ -37,7 +37,7 @@ def inspect_sample(config: RunConfig, task: str, index: int, split: str, checkpo
         config = replace(trained, tasks=(task,), data=replace(trained.data, root=root, cache=cache))
     else:
         model = build_model(config)
-    workspace = Workspace(config, model.backbone, say=lambda _text: None)
+    workspace = Workspace(config, model.backbone, tower=model.trained_tower, say=lambda _text: None)
     examples = workspace.examples(task, split)
     if not 0 <= index < len(examples):
         raise DataError(f"'index' must lie in 0..{len(examples) - 1} for {task}/{split}, found {index}")

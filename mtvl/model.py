@@ -24,6 +24,7 @@ class Model(nn.Module):
     def __init__(self, backbone: Any, plan: Plan, method: Any, seed: int = 0) -> None:
         super().__init__()
         self.plan = plan
+        self.trained_tower = ""  # fingerprint of the tower whose features it was trained on, once it is known
         self.active = apply_plan(backbone, plan, method, seed)
         self.backbone = backbone
 

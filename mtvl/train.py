@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import signal
 import time
@@ -28,13 +29,15 @@ from mtvl.checkpoint import (
 from mtvl.config import RunConfig, to_plain
 from mtvl.data.schedule import Schedule, stable_bits
 from mtvl.engine import Engine, StepReport, start
+from mtvl.engine.settings import read_engine_file
 from mtvl.errors import CheckpointError, ConfigError
 from mtvl.evaluator import Evaluator
 from mtvl.export import added_rows, base_fingerprint, write_export
 from mtvl.loader import Loader
-from mtvl.model import Model, build_model
+from mtvl.model import build_model
 from mtvl.optim import parameter_groups
 from mtvl.report import JsonLines, Progress, Scalars
+from mtvl.types import Example
 from mtvl.workspace import Workspace
 
 STOPPED_BY_SIGNAL = 143  # 128 + SIGTERM: saved, can be resumed
@@ -91,14 +94,17 @@ class Run:
         examples = {task: self.workspace.examples(task, "train") for task in config.tasks}
         sizes = {task: len(rows) for task, rows in examples.items()}
         schedule = Schedule(sizes, config.mixture, config.train.global_batch, config.seed)
-        self.identity = identity_of(config, self.base, self.model, schedule)
+        self.shares = schedule.shares()
+        self.identity = identity_of(config, self, schedule, examples)
         self.loader = Loader(
             examples, self.workspace.tasks, schedule, self.workspace.collator, config, dist.rank(), dist.world_size()
         )
         self.say(self.model.plan.table())
         groups = parameter_groups(self.model.trainable(), self.model.tasks_of_parameters(), config.optim.name)
         self.engine = Engine(self.model, groups, config, self.loader.micro_steps)
-        torch.manual_seed(stable_bits("dropout", config.seed, dist.rank()) % 2**63)  # the only use of the global generator
+        torch.manual_seed(
+            stable_bits("dropout", config.seed, dist.rank()) % 2**63
+        )  # the only use of the global generator
         self.evaluator = Evaluator(self.model, self.workspace.tokenizer, self.device)
         self.first = 0
         self.best: dict[str, Any] = {}
@@ -172,7 +178,7 @@ class Run:
         if dist.is_main():
             write_export(
                 self.folder / name, self.model, self.config, state=state, rows=self.rows, base=self.base,
-                extra={"step": done, "validation": self.metrics},
+                extra={"step": done, "validation": self.metrics, "tower": self.workspace.tower_fingerprint},
             )  # fmt: skip
 
     def close(self) -> None:
@@ -183,15 +189,32 @@ class Run:
                 log.close()
 
 
-def identity_of(config: RunConfig, base: str, model: Model, schedule: Schedule) -> dict[str, str]:
+def identity_of(config: RunConfig, run: Run, schedule: Schedule, examples: dict[str, list[Example]]) -> dict[str, str]:
     """What a checkpoint belongs to; a resume with anything else is refused with the name of the differing item."""
+    digest = hashlib.sha256()
+    for task, rows in examples.items():
+        digest.update(repr((task, run.workspace.tasks[task].limits, run.workspace.tasks[task].loss)).encode())
+        for row in rows:
+            digest.update(repr((row.uid, row.segments, row.visual.images, row.targets)).encode())
     return {
-        "base": base, "plan": model.plan.fingerprint(), "tasks": ",".join(config.tasks), "seed": str(config.seed),
-        "examples": json.dumps(schedule.sizes), "mixture": json.dumps(to_plain(config.mixture)),
-        "schedule": schedule.fingerprint, "train.global_batch": str(config.train.global_batch),
-        "train.steps": str(config.train.steps), "optim": json.dumps(to_plain(config.optim)),
-        "data.text_only": str(config.data.text_only),
+        "base": run.base, "tower": run.workspace.tower_fingerprint, "plan": run.model.plan.fingerprint(),
+        "backbone": json.dumps(config.backbone, sort_keys=True), "tasks": ",".join(config.tasks),
+        "seed": str(config.seed), "number of examples": json.dumps(schedule.sizes), "examples": digest.hexdigest()[:16],
+        "mixture": json.dumps(to_plain(config.mixture)), "schedule": schedule.fingerprint,
+        "train.global_batch": str(config.train.global_batch), "train.steps": str(config.train.steps),
+        "train.precision": config.train.precision, "optim": json.dumps(to_plain(config.optim)),
+        "paper_compat": str(config.paper_compat), "data.text_only": str(config.data.text_only),
     }  # fmt: skip
+
+
+def check_validation(config: RunConfig) -> None:
+    """ConfigError for validation under ZeRO-3: answers of unequal length would leave a rank waiting in a gather."""
+    stage = read_engine_file(config.engine.file).get("zero_optimization", {}).get("stage", 0)
+    if stage == 3 and (config.train.validate_every > 0 or config.checkpoint.keep_best):
+        raise ConfigError(
+            "validation during training is not available under ZeRO-3; set train.validate_every=0 and "
+            "checkpoint.keep_best=false and evaluate the export, or use ZeRO-2"
+        )
 
 
 def train(config: RunConfig, folder: Path, *, resume: str = "auto") -> RunResult:
@@ -200,13 +223,9 @@ def train(config: RunConfig, folder: Path, *, resume: str = "auto") -> RunResult
     resume: "auto" continues the newest valid checkpoint of `folder`, "never" refuses a run folder that has one, a path
     continues that checkpoint. Raises MtvlError subclasses; what was saved before stays in `folder`.
     """
+    check_validation(config)
     run = Run(config, folder)
     steps = config.train.steps
-    if run.is_validating and run.engine.zero_stage == 3 and dist.world_size() > 1:
-        raise ConfigError(  # answers of unequal length would leave a rank waiting in a gather
-            "validation during training is not available under ZeRO-3 on several ranks; set train.validate_every=0 and "
-            "checkpoint.keep_best=false and evaluate the export, or use ZeRO-2"
-        )
     run.resume(resume)
     if run.first == steps and (finished := dist.broadcast_object(read_done(folder))):
         run.say(f"{folder} is complete (step {finished['step']}); nothing to do")
@@ -227,15 +246,17 @@ def train(config: RunConfig, folder: Path, *, resume: str = "auto") -> RunResult
                 run.save(done)
             if done < steps and stop.agreed():
                 run.save(done)
-                run.say(
-                    f"stopped by a signal after step {done}; the state is saved, the same command goes on from here"
-                )
+                run.say(f"stopped by a signal after step {done}; the state is saved; go on with --run {folder}")
                 return RunResult(STOPPED_BY_SIGNAL, done, run.metrics)
             clock = time.perf_counter()  # saving and validating are not training speed
 
     run.export("export", steps)
     write_done(folder, steps, run.metrics)
-    run.say(f"samples seen per task: {json.dumps(run.seen)}; export in {folder / 'export'}")
+    shares = ", ".join(f"{task} {share:.1%}" for task, share in run.shares.items())
+    run.say(f"samples seen per task: {json.dumps(run.seen)}; asked shares of the slots: {shares}")
+    for warning in run.loader.stats()["warnings"]:
+        run.say(f"note: {warning}")
+    run.say(f"export in {folder / 'export'}")
     return RunResult(0, steps, run.metrics)
 
 

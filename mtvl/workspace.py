@@ -12,7 +12,7 @@ from mtvl.config import RunConfig
 from mtvl.data.collate import Collator
 from mtvl.data.features import FeatureStore
 from mtvl.data.miniworld.write import ensure_miniworld
-from mtvl.errors import DataError
+from mtvl.errors import CheckpointError, DataError, MtvlError
 from mtvl.tasks import load_task
 from mtvl.types import Example, Task
 
@@ -36,17 +36,25 @@ def data_root(config: RunConfig, say: Callable[[str], None] = print) -> Path:
             )
         return root
     folder = cache_folder(config) / "miniworld"
+    say(f"'data.root' is not set: using the embedded miniworld in {folder}")
+    failure = ""
     if dist.is_main():
-        say(f"'data.root' is not set: using the embedded miniworld in {folder}")
-        ensure_miniworld(folder, progress=say)
-    dist.barrier()
+        try:
+            ensure_miniworld(folder, progress=say)
+        except (OSError, MtvlError) as error:
+            failure = str(error)
+    if failure := dist.broadcast_object(failure):  # on every rank, or the others would wait
+        raise DataError(f"the embedded miniworld could not be made: {failure}")
     return folder
 
 
 class Workspace:
     """Tasks and the way from their rows to batches, for one recipe and one backbone."""
 
-    def __init__(self, config: RunConfig, backbone: Any, *, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self, config: RunConfig, backbone: Any, *, tower: str = "", say: Callable[[str], None] = print
+    ) -> None:
+        """`tower`: fingerprint of the tower on whose features the model was trained ("" when it is not known)."""
         self.config, self.say = config, say
         self.root = data_root(config, say)
         self.tasks: dict[str, Task] = {
@@ -54,8 +62,14 @@ class Workspace:
             for name in config.tasks
         }
         self.tokenizer = backbone.tokenizer()
-        tower = backbone.tower()
-        self.features = FeatureStore(tower, cache_folder(config) / "features")
+        encoder = backbone.tower()
+        self.tower_fingerprint = encoder.fingerprint
+        if tower and tower != self.tower_fingerprint:
+            raise CheckpointError(
+                f"trained on features of tower {tower}, found tower {self.tower_fingerprint}; "
+                "set 'backbone.tower_weights' to the weights it was trained with"
+            )
+        self.features = FeatureStore(encoder, cache_folder(config) / "features")
         self.collator = Collator(
             self.tokenizer, self.features, {n: t.limits for n, t in self.tasks.items()},
             seed=config.seed, text_only=config.data.text_only,

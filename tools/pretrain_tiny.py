@@ -222,6 +222,21 @@ def region_loss(
     return torch.stack(parts).mean()
 
 
+def losses_of(
+    model: ClipBart, batch: Batch, labels: torch.Tensor, words: list[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Text loss, region loss (at the encoder's input and output), and the logits."""
+    table = model.bart.model.shared.weight
+    with torch.autocast("cpu", torch.bfloat16):
+        memory = model.encode(batch)
+        logits = model.decode(memory, batch.target_ids).float()
+    losses = token_losses(logits, batch.target_ids)
+    loss = sample_losses(losses, batch.target_ids, batch.target_weights).mean()
+    seen = memory.hidden[:, batch.source_ids.shape[1] :].float()
+    given = model.visual(batch.features, table)
+    return loss, region_loss(seen, table, words, labels) + region_loss(given, table, words, labels), logits
+
+
 def pretrain_text(clock: Clock, model: ClipBart, stream: Stream, peak: float = 1e-3) -> dict[str, float]:
     """Train every parameter of the language model and the visual embedding."""
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -237,15 +252,7 @@ def pretrain_text(clock: Clock, model: ClipBart, stream: Stream, peak: float = 1
         for group in optimizer.param_groups:
             group["lr"] = cosine(clock.share, peak)
         batch, labels = stream.batch(clock.share)
-        table = model.bart.model.shared.weight
-        with torch.autocast("cpu", torch.bfloat16):
-            memory = model.encode(batch)
-            logits = model.decode(memory, batch.target_ids).float()
-        losses = token_losses(logits, batch.target_ids)
-        loss = sample_losses(losses, batch.target_ids, batch.target_weights).mean()
-        seen = memory.hidden[:, batch.source_ids.shape[1] :].float()
-        given = model.visual(batch.features, table)
-        regions = region_loss(seen, table, words, labels) + region_loss(given, table, words, labels)
+        loss, regions, logits = losses_of(model, batch, labels, words)
         optimizer.zero_grad()
         (loss + 0.3 * regions).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
