@@ -37,6 +37,7 @@ from mtvl.loader import Loader
 from mtvl.model import build_model
 from mtvl.optim import parameter_groups
 from mtvl.report import JsonLines, Progress, Scalars
+from mtvl.tasks import load_task
 from mtvl.types import Example
 from mtvl.workspace import Workspace
 
@@ -207,8 +208,13 @@ def identity_of(config: RunConfig, run: Run, schedule: Schedule, examples: dict[
     }  # fmt: skip
 
 
-def check_validation(config: RunConfig) -> None:
-    """ConfigError for validation under ZeRO-3: answers of unequal length would leave a rank waiting in a gather."""
+def check_recipe(config: RunConfig) -> None:
+    """Errors that need no data and no model, before hours are spent on either.
+
+    Validation under ZeRO-3 is refused: answers of unequal length would leave a rank waiting in a gather.
+    """
+    for name in config.tasks:
+        load_task(name, root=Path(config.data.root))
     stage = read_engine_file(config.engine.file).get("zero_optimization", {}).get("stage", 0)
     if stage == 3 and (config.train.validate_every > 0 or config.checkpoint.keep_best):
         raise ConfigError(
@@ -223,7 +229,7 @@ def train(config: RunConfig, folder: Path, *, resume: str = "auto") -> RunResult
     resume: "auto" continues the newest valid checkpoint of `folder`, "never" refuses a run folder that has one, a path
     continues that checkpoint. Raises MtvlError subclasses; what was saved before stays in `folder`.
     """
-    check_validation(config)
+    check_recipe(config)
     run = Run(config, folder)
     steps = config.train.steps
     run.resume(resume)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from mtvl.checkpoint import find_resumable
 from mtvl.cli import VERBS, evaluate_parser, train_parser
 from mtvl.config import load_run_config
 from mtvl.data.miniworld.write import ensure_miniworld
@@ -40,9 +45,14 @@ def test_recipes_are_complete(recipe: Path) -> None:
         assert make_plan(config).num_trainable > 0
 
 
+def environment(home: Path) -> dict[str, str]:
+    return {"PATH": f"{Path(sys.prefix) / 'bin'}:/usr/bin:/bin", "HOME": str(home), "OMP_NUM_THREADS": "1"}
+
+
 def run(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": f"{Path(sys.prefix) / 'bin'}:/usr/bin:/bin", "HOME": str(cwd), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(arguments, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        arguments, cwd=cwd, env=environment(cwd), capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,6 +89,42 @@ def test_deepspeed_launches_two_ranks_and_evaluates(tmp_path: Path) -> None:
     )
     assert one.returncode == 0, one.stdout + one.stderr
     assert json.loads((tmp_path / "one.json").read_text()) == json.loads((tmp_path / "two.json").read_text())
+
+
+@pytest.mark.multiproc
+def test_sigterm_to_one_rank_saves_on_all(tmp_path: Path) -> None:
+    """One of two ranks is signalled; both stop at the same step with a whole checkpoint, which the same run resumes."""
+    root = ensure_miniworld(tmp_path / "world", size="tiny", progress=lambda _: None)
+    script, folder = str(ROOT / "launch" / "train.py"), tmp_path / "run"
+    command = ["deepspeed", "--num_accelerators", "2", script, "--tasks", "vqa", "--run", str(folder), f"data.root={root}",
+               "train.steps=100000", "train.global_batch=4", "train.micro_batch=2"]  # fmt: skip
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path), stdout=log, stderr=log)
+        try:
+            deadline = time.monotonic() + 240
+            while not (folder / "log.jsonl").is_file() or len((folder / "log.jsonl").read_text().splitlines()) < 3:
+                assert time.monotonic() < deadline and process.poll() is None, (tmp_path / "log").read_text()
+                time.sleep(0.5)
+            os.kill(workers(folder)[1], signal.SIGTERM)
+            process.wait(timeout=120)
+        finally:
+            process.kill()
+    assert process.returncode != 0 and not (folder / "DONE").exists()
+    found = find_resumable(folder)
+    last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["step"]
+    assert found is not None and found[1] == last
+
+
+def workers(folder: Path) -> list[int]:
+    """Process ids of the ranks that train in `folder`, by rank."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = entry.read_text().split("\0")
+            rank = next((w.removeprefix("--local_rank=") for w in words if w.startswith("--local_rank=")), None)
+            if rank is not None and str(folder) in words:
+                found[int(rank)] = int(entry.parent.name)
+    return [found[rank] for rank in sorted(found)]
 
 
 def test_readme_names_only_what_exists() -> None:
