@@ -18,8 +18,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-TOLERANCE = 2e-5  # on losses around 1-7; only the order of additions differs
-TENSOR_TOLERANCE = 2e-3  # after steps of size lr: Adam turns rounding of near-zero gradients into visible differences
+# Only the order of additions differs. Measured worst case over the 24 cells at 12 steps: 7.2e-7 on losses of 2 to 7, and
+# 3.7e-5 on trained tensors (Adam turns the rounding of near-zero gradients into visible differences).
+TOLERANCE = 5e-6
+TENSOR_TOLERANCE = 2e-4
 TASKS = "vqa,gqa,nlvr2,coco"
 
 
