@@ -21,7 +21,10 @@ from mtvl.model import make_plan
 
 IMAGE_TASKS = ("vqa", "gqa", "nlvr2", "coco")
 BASE = {"name": "clip_bart", "preset": "base", "tower": "rn101"}
-TINY = {"name": "clip_bart", "weights": "tiny"}  # the bundled backbone of the default run
+TINY = {
+    "name": "clip_bart",
+    "weights": "tiny",
+}  # the bundled backbone of the default run, whose adapters have reduction 16
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ ROWS = (
     Row("clip_bart_base", "adapter", "half-shared down, image", BASE, {"name": "adapter", "share": "down"}),
     Row("clip_bart_base", "adapter", "multiple, image", BASE, {"name": "adapter", "share": "none"}, 12.22),
     Row("clip_bart_tiny", "full", "image", TINY, {"name": "full"}),
-    Row("clip_bart_tiny", "adapter", "single, image", TINY, {"name": "adapter", "share": "all"}),
-    Row("clip_bart_tiny", "adapter", "multiple, image", TINY, {"name": "adapter", "share": "none"}),
+    Row("clip_bart_tiny", "adapter", "single, image", TINY, {"name": "adapter", "reduction": 16, "share": "all"}),
+    Row("clip_bart_tiny", "adapter", "multiple, image", TINY, {"name": "adapter", "reduction": 16, "share": "none"}),
 )
 
 
