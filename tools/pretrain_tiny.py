@@ -8,9 +8,10 @@
    describe pictures densely.
 
 All pictures come from the split "pretrain": disjoint seeds, and none of the compositions that are held out for tests.
-The benchmarks' own questions, statements and captions are never seen. What OUT holds is a function of the seed, of the
-library versions, and (because training is bounded by minutes) of the number of steps, which is recorded in
-backbone.json next to it; `--tower-steps` and `--steps` repeat a recorded recipe exactly.
+The benchmarks' own questions, statements and captions are never seen. Bounded by minutes, the learning rate follows the
+clock, and a run is repeated in kind but not bit for bit; bounded by `--tower-steps` and `--steps` it is a function of
+the seed and the library versions. What was run is recorded in backbone.json. The bundled weights' language model was
+bounded by minutes.
 """
 
 from __future__ import annotations

@@ -14,7 +14,10 @@ from mtvl.data.formats.rows import Row
 from mtvl.errors import ConfigError, DataError, near_names
 from mtvl.registry import Registry
 from mtvl.tasks.sources import Source, SourceConfig, choose_source, collector_paused
-from mtvl.types import Decoding, Example, Limits, Prediction, Scores
+from mtvl.types import Decoding, Example, Limits, Prediction, Scores, Segment
+
+# Below the prompt, so that a limit on the source cuts the end of the question; above optional context.
+QUESTION_PRIORITY = 90
 
 LOSSES = ("sample_mean", "token_mean")
 MODES = ("generate", "choose")
@@ -118,6 +121,10 @@ class BaseTask(ABC):
         if self.primary not in scores.metrics:
             raise ConfigError(f"'{self.name}.primary': {near_names(self.primary, scores.metrics)}")
         return scores
+
+    def _segments(self, question: str) -> tuple[Segment, ...]:
+        """Prompt and question (or statement), in the order in which the model reads them."""
+        return Segment("prompt", self.config.prompt), Segment("question", question, QUESTION_PRIORITY)
 
     @abstractmethod
     def _from_row(self, row: Any, images: tuple[str, ...], split: str) -> Iterable[Example]:

@@ -12,8 +12,7 @@ from typing import Any
 from mtvl.data.formats.rows import QuestionRow
 from mtvl.metrics.gqa import score_gqa
 from mtvl.tasks.base import BaseTask
-from mtvl.tasks.vqa import QUESTION_PRIORITY
-from mtvl.types import Example, Scores, Segment, Target, Visual
+from mtvl.types import Example, Scores, Target, Visual
 
 
 class GQA(BaseTask):
@@ -25,10 +24,7 @@ class GQA(BaseTask):
         yield Example(
             uid=row.uid,
             task=self.name,
-            segments=(
-                Segment("prompt", self.config.prompt),
-                Segment("question", row.question, QUESTION_PRIORITY),
-            ),
+            segments=self._segments(row.question),
             visual=Visual(images),
             targets=() if answer is None else (Target(answer),),
             references=references,

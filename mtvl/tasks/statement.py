@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 from mtvl.data.formats.rows import StatementRow
 from mtvl.metrics.nlvr2 import score_nlvr2
 from mtvl.tasks.base import BaseTask
-from mtvl.tasks.vqa import QUESTION_PRIORITY
-from mtvl.types import Example, Scores, Segment, Target, Visual
+from mtvl.types import Example, Scores, Target, Visual
 
 
 class Statement(BaseTask):
@@ -19,10 +18,7 @@ class Statement(BaseTask):
         yield Example(
             uid=row.uid,
             task=self.name,
-            segments=(
-                Segment("prompt", self.config.prompt),
-                Segment("question", row.statement, QUESTION_PRIORITY),
-            ),
+            segments=self._segments(row.statement),
             visual=Visual(images),
             targets=(Target("true" if row.label else "false"),) if is_known else (),
             references={"identifier": row.uid, "label": str(row.label)} if is_known else {},

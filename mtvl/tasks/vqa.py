@@ -9,10 +9,7 @@ from typing import Any
 from mtvl.data.formats.rows import QuestionRow
 from mtvl.metrics.vqa import VARIANTS, score_vqa, soft_targets
 from mtvl.tasks.base import BaseTask
-from mtvl.types import Example, Scores, Segment, Target, Visual
-
-# Below the prompt, so that a limit on the source cuts the end of the question; above optional context.
-QUESTION_PRIORITY = 90
+from mtvl.types import Example, Scores, Target, Visual
 
 
 class VQA(BaseTask):
@@ -23,10 +20,7 @@ class VQA(BaseTask):
         yield Example(
             uid=row.uid,
             task=self.name,
-            segments=(
-                Segment("prompt", self.config.prompt),
-                Segment("question", row.question, QUESTION_PRIORITY),
-            ),
+            segments=self._segments(row.question),
             visual=Visual(images),
             targets=_targets(row),
             references=references,
