@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,17 @@ import pytest
 from PIL import Image
 
 from mtvl.data.miniworld import ensure_miniworld, write
+from mtvl.data.miniworld.clips import FAMILIES, clip_path, vid_name
 from mtvl.data.miniworld.records import image_id
 from mtvl.data.miniworld.scene import Scene, Thing, scene_at
 from mtvl.data.miniworld.stats import text_only
+from mtvl.data.miniworld.video_stats import Choice, Moment, caption_figures, choice_figures
+from mtvl.data.video import frame_times, read_frames
 from mtvl.errors import ConfigError, DataError
 
 REPOSITORY = Path(__file__).parents[2]
 SPLITS = ("train", "val", "test")
+VIDEO_TASKS = {"tvqa": "tv", "how2qa": "how2", "tvc": "tv", "yc2c": "yc2"}
 
 
 def silent(message: str) -> None:
@@ -41,15 +46,25 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     size = write.Size(
         pictures={"train": 1000, "val": 8, "test": 400}, vqa={"train": 2000, "val": 8, "test": 800},
         gqa={"train": 2000, "val": 8, "test": 800}, nlvr2_sets={"train": 120, "val": 1, "test": 50},
-        coco={"train": {"train": 40, "restval": 8}, "val": {"val": 8}, "test": {"test": 200}}, workers=1,
+        coco={"train": {"train": 40, "restval": 8}, "val": {"val": 8}, "test": {"test": 200}},
+        videos=dict.fromkeys(FAMILIES, {"train": 500, "val": 2, "test": 250}), workers=1,
     )  # fmt: skip
-    for folder in ("vqa", "gqa", "nlvr2", "coco"):
+    for folder in write._FOLDERS:
         (root / folder).mkdir()
     for split in ("train", "test"):
         for maker in (write._write_vqa, write._write_gqa, write._write_nlvr2):
             maker(root, 5, size, split, 0)
     write._write_coco(root, 5, size, "", 0)
+    for family in FAMILIES:
+        write._write_video_texts(family, root, 5, size, "", 0)
     return root
+
+
+@pytest.fixture
+def few_videos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny size that is made sooner, in this process."""
+    videos = dict.fromkeys(FAMILIES, {"train": 3, "val": 2, "test": 2})
+    monkeypatch.setitem(write.SIZES, "tiny", replace(write.SIZES["tiny"], videos=videos))
 
 
 def load(path: Path) -> Any:
@@ -64,6 +79,10 @@ def vqa(root: Path, split: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     questions = load(root / "vqa" / f"v2_OpenEnded_mscoco_{split}2014_questions.json")["questions"]
     notes = load(root / "vqa" / f"v2_mscoco_{split}2014_annotations.json")["annotations"]
     return list(zip(questions, notes, strict=True))
+
+
+def video_rows(root: Path, task: str, split: str) -> list[dict[str, Any]]:
+    return lines(root / task / f"{write.VIDEO_FILES[task][split]}.jsonl")
 
 
 def scene_of(image: int, seed: int = 0) -> Scene:
@@ -84,12 +103,12 @@ def test_a_second_call_returns_at_once(tiny: Path) -> None:
 def test_the_number_of_workers_changes_nothing(tiny: Path, tmp_path: Path) -> None:
     other = ensure_miniworld(tmp_path / "two", size="tiny", progress=silent, workers=2)
     assert load(other / "manifest.json") == load(tiny / "manifest.json")
-    names = sorted(str(p.relative_to(tiny)) for p in tiny.rglob("*.png"))
-    assert names == sorted(str(p.relative_to(other)) for p in other.rglob("*.png"))
+    names = sorted(str(p.relative_to(tiny)) for p in tiny.rglob("*.*") if p.suffix in (".png", ".mp4"))
+    assert names == sorted(str(p.relative_to(other)) for p in other.rglob("*.*") if p.suffix in (".png", ".mp4"))
     assert all((tiny / n).read_bytes() == (other / n).read_bytes() for n in names)
 
 
-def test_another_seed_replaces_the_old_files(tmp_path: Path) -> None:
+def test_another_seed_replaces_the_old_files(tmp_path: Path, few_videos: None) -> None:
     root = ensure_miniworld(tmp_path / "w", size="tiny", progress=silent)
     first = load(root / "manifest.json")
     ensure_miniworld(root, seed=1, size="tiny", progress=silent)
@@ -99,7 +118,7 @@ def test_another_seed_replaces_the_old_files(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == [".w.lock", "w"]
 
 
-def test_a_crash_leaves_no_half_made_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_leaves_no_half_made_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_videos: None) -> None:
     def fail(*args: object) -> None:
         raise OSError("no space left on device")
 
@@ -121,7 +140,7 @@ def test_two_processes_at_once_make_it_once(tiny: Path, tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    said = [process.communicate(timeout=60)[0] for process in both]
+    said = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert sum("making the miniworld" in text for text in said) == 1
     assert load(root / "manifest.json") == load(tiny / "manifest.json")
@@ -144,16 +163,17 @@ def test_the_command_makes_counts_and_draws(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert all(f"\n{task} " in result.stdout for task in ("vqa", "gqa", "nlvr2", "coco"))
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert len(sheet.convert("RGB").getcolors(1 << 20) or ()) > 100
+    assert all(f"\n{task} " in result.stdout for task in ("vqa", "gqa", "nlvr2", "coco", *VIDEO_TASKS))
+    for name in ("sheet.png", "sheet-videos.png"):
+        with Image.open(tmp_path / name) as sheet:
+            assert len(sheet.convert("RGB").getcolors(1 << 20) or ()) > 100
 
 
 def test_files_change_with_the_version_only(tiny: Path) -> None:
     """A cached miniworld is kept as long as VERSION stays; put both new values here when a file comes out different."""
     manifest = load(tiny / "manifest.json")
     digest = hashlib.sha256(json.dumps(manifest["sha256"], sort_keys=True).encode()).hexdigest()
-    assert (manifest["version"], digest[:16]) == (2, "dd3ef6cf8d3df853")
+    assert (manifest["version"], digest[:16]) == (3, "f7359065c93cc851")
 
 
 # --- form -------------------------------------------------------------------------------------------------------------
@@ -162,6 +182,9 @@ def test_files_change_with_the_version_only(tiny: Path) -> None:
 def test_the_manifest_counts_what_is_there(tiny: Path) -> None:
     counts = load(tiny / "manifest.json")["counts"]
     assert counts["pictures"] == len(list((tiny / "images").rglob("*.png"))) == 128
+    assert counts["videos"] == len(list((tiny / "videos").rglob("*.mp4"))) == 72
+    assert [counts[f"{t}/{write.VIDEO_FILES[t]['test']}.jsonl"] for t in VIDEO_TASKS] == [32, 32, 24, 8]
+    assert [counts[f"subtitles/{family}_subtitles.jsonl"] for family in FAMILIES] == [24, 24, 24]
     assert counts["nlvr2/test1.json"] == 40 and counts["coco/dataset_coco.json"] == 120
     assert counts["vqa/v2_mscoco_test2014_annotations.json"] == counts["gqa/testdev_balanced_questions.json"] == 40
 
@@ -207,9 +230,65 @@ def test_rows_have_the_fields_of_the_official_files(tiny: Path) -> None:
     theirs, ours = load(formats / "coco/dataset_coco.json"), load(tiny / "coco/dataset_coco.json")
     pairs += [(theirs["images"][0], ours["images"][0])]
     pairs += [(theirs["images"][0]["sentences"][0], ours["images"][0]["sentences"][0])]
+    for task, file in (
+        ("tvqa", "tvqa_train"), ("how2qa", "how2qa_val_release"), ("tvc", "tvc_val_release"), ("yc2c", "yc2c_val_release"),
+    ):  # fmt: skip
+        theirs, ours = (lines(root / task / f"{file}.jsonl")[0] for root in (formats, tiny))
+        pairs += [(theirs, ours)]
+        if "descs" in ours:
+            pairs += [(theirs["descs"][0], ours["descs"][0])]
+            assert task == "tvc" or len(ours["descs"]) == 1
+    for family in FAMILIES:
+        theirs, ours = (lines(root / "subtitles" / f"{family}_subtitles.jsonl") for root in (formats, tiny))
+        pairs += [(theirs[0], ours[0]), (theirs[0]["sub"][0], ours[0]["sub"][0])]
     for their, our in pairs:
         assert set(our) - {"held_out"} == set(their)
         assert {k: type(our[k]) for k in their} == {k: type(v) for k, v in their.items()}
+
+
+def test_every_named_video_shows_its_moments(tiny: Path) -> None:
+    for task, family in VIDEO_TASKS.items():
+        seconds = FAMILIES[family].ticks * 1.5
+        names = [row["vid_name"] for split in SPLITS for row in video_rows(tiny, task, split)]
+        assert sorted(set(names)) == sorted(p.stem for p in (tiny / "videos" / family).iterdir())
+        assert list(dict.fromkeys(names)) == [row["vid_name"] for row in subtitles(tiny, family)]
+        for row in video_rows(tiny, task, "test"):
+            span = row.get("ts", [0.0, seconds])
+            start, end = map(float, span.split("-")) if isinstance(span, str) else span
+            assert 0 <= start < end <= seconds == row.get("duration", seconds)
+    for family, source in FAMILIES.items():
+        frames = read_frames(str(clip_path(tiny, family, vid_name(family, "test", 1))))
+        assert len(frames) == len(frame_times(source.ticks * 1.5)) == source.ticks
+        assert {frame.size for frame in frames} == {(128, 128)}
+
+
+def subtitles(root: Path, family: str) -> list[dict[str, Any]]:
+    return lines(root / "subtitles" / f"{family}_subtitles.jsonl")
+
+
+def test_ids_are_unique_over_splits(tiny: Path) -> None:
+    for task in VIDEO_TASKS:
+        rows = [row for split in SPLITS for row in video_rows(tiny, task, split)]
+        ids = [row.get("qid", row.get("clip_id")) for row in rows]
+        assert len(set(ids)) == len(ids) and all(isinstance(i, int) for i in ids)
+        captions = [desc["desc_id"] for row in rows for desc in row.get("descs", ())]
+        assert len(set(captions)) == len(captions)
+
+
+def test_the_default_size_has_a_thousand_test_items_a_task(tiny: Path) -> None:
+    size, small = write.SIZES["default"], write.SIZES["tiny"]
+    for task, family in VIDEO_TASKS.items():
+        items = len(video_rows(tiny, task, "test")) * size.videos[family]["test"] / small.videos[family]["test"]
+        assert items >= 1000, task
+    assert min(size.vqa["test"], size.gqa["test"], size.coco["test"]["test"], 8 * size.nlvr2_sets["test"]) >= 1000
+
+
+def test_the_jobs_are_shared_out_and_none_is_left(tiny: Path) -> None:
+    for size in write.SIZES.values():
+        jobs = [job for job, _ in write._jobs(size)]
+        shared = [job for worker in range(3) for job in write._share(size, worker, 3)]
+        assert sorted(shared) == sorted(jobs) and len(set(jobs)) == len(jobs)
+        assert {what for what, _, _ in jobs} == set(write._MAKERS)
 
 
 def test_ten_annotators_disagree_but_agree_on_the_most_frequent_answer(texts: Path) -> None:
@@ -397,6 +476,57 @@ def test_text_alone_does_not_win(texts: Path) -> None:
         assert max(figures[task]["exact"], figures[task]["pattern"]) <= 45, figures
     assert 48 <= figures["nlvr2"]["exact"] <= 52 and 48 <= figures["nlvr2"]["pattern"] <= 52
     assert figures["coco"]["overlap across pictures"] < 0.4 * figures["coco"]["overlap within a picture"]
+    for task in ("tvqa", "how2qa"):
+        assert max(figures[task][name] for name in ("constant", "prior", "learner")) <= figures[task]["chance"] + 6, (
+            figures
+        )
+    tvc = figures["tvc"]
+    assert max(tvc["constant"], tvc["by subtitles"]) < 0.5 * tvc["overlap within a moment"]
+    assert max(figures["yc2c"]["constant"], figures["yc2c"]["by subtitles"]) < 40
+
+
+def test_the_learner_finds_hints_that_are_there() -> None:
+    """Else its low figures would mean nothing: it finds an odd one out, an answer that is said, and a frequent one."""
+    colours = ("red", "green", "blue", "cyan", "black", "brown")
+
+    def choices(number: int, hint: str) -> list[Choice]:
+        found = []
+        for i in range(number):
+            options = tuple(f"the {colours[(i * 5 + j) % 6]} star" for j in range(4))
+            right, said = i * 7 // 3 % 4, frozenset({"hello"})
+            if hint == "odd":
+                options = (*options[:right], "it does not move", *options[right + 1 :])
+            elif hint == "said":
+                said = frozenset(options[right].split()[1:2])
+            elif hint == "prior":
+                options = tuple(
+                    f"the {c} star" for c in (*[c for c in colours if c != "red"][: 3 - right], "red", *"xyz")
+                )[:4]
+                right = options.index("the red star")
+            found.append(Choice("what", frozenset({"what"}), options, right, said))
+        return found
+
+    for hint in ("odd", "said", "prior"):
+        figures = choice_figures(choices(200, hint), choices(90, hint))
+        assert figures["learner"] > 90 and figures["chance"] == 25, (hint, figures)
+    assert choice_figures(choices(200, "prior"), choices(90, "prior"))["prior"] == 100
+    assert choice_figures(choices(200, "none"), choices(90, "none"))["learner"] < 60
+
+
+def test_captions_that_the_subtitles_tell_are_found() -> None:
+    def moments(is_told: bool, first: int = 0, number: int = 40) -> list[Moment]:
+        words = ("star", "heart", "cross", "circle")
+        return [
+            Moment((frozenset({words[i % 4], "moves"}),), frozenset({words[i % 4] if is_told else "hello", f"w{i}"}))
+            for i in range(first, first + number)
+        ]
+
+    told, silent_ = (
+        caption_figures(moments(True), moments(True)),
+        caption_figures(moments(False), moments(False, 41, 9)),
+    )
+    assert told["by subtitles"] == 100 and told["constant"] == pytest.approx(100 * (0.25 + 0.75 / 3))
+    assert silent_["by subtitles"] < 60 and "overlap within a moment" not in told
 
 
 def test_answers_are_balanced_per_form_and_per_word(texts: Path) -> None:
@@ -429,6 +559,10 @@ def test_held_out_marks_occur_in_test_only_and_are_right(texts: Path) -> None:
     assert not any(note["held_out"] for _, note in vqa(texts, "train"))
     assert not any(row["held_out"] for row in load(texts / "gqa" / "train_balanced_questions.json").values())
     assert not any(row["held_out"] for row in lines(texts / "nlvr2" / "train.json"))
+    for task in VIDEO_TASKS:
+        assert not any(row["held_out"] for row in video_rows(texts, task, "train"))
+        marks = [row["held_out"] for row in video_rows(texts, task, "test")]
+        assert 0.1 < sum(marks) / len(marks) < 0.6, task
     marked = [(q, n) for q, n in vqa(texts, "test") if n["held_out"]]
     assert 0.1 < len(marked) / len(vqa(texts, "test")) < 0.6
     for image in load(texts / "coco" / "dataset_coco.json")["images"]:

@@ -1,4 +1,4 @@
-"""The embedded data: small synthetic pictures with the four benchmarks in their official file formats."""
+"""The embedded data: small synthetic pictures and videos with eight benchmarks in their official file formats."""
 
 from mtvl.data.miniworld.write import ensure_miniworld
 

@@ -24,7 +24,7 @@ _DOT_PERIOD = {"small": 4.6, "large": 5.6}
 
 def render(scene: Scene) -> Image.Image:
     """Draw `scene` as a 128 x 128 RGB picture."""
-    picture = _background(scene)
+    picture = _background(scene.light, scene.shade, scene.ramp).copy()
     for thing in scene.objects:
         sprite = _sprite(thing.colour, thing.shape, thing.size, thing.texture)
         left = thing.col * CELL_PIXELS + (CELL_PIXELS - sprite.width) // 2 + thing.dx
@@ -33,11 +33,12 @@ def render(scene: Scene) -> Image.Image:
     return picture
 
 
-def _background(scene: Scene) -> Image.Image:
-    light, shade = np.array(scene.light, dtype=np.float32), np.array(scene.shade, dtype=np.float32)
+@functools.lru_cache(maxsize=4)  # the frames of a video share one
+def _background(light: tuple[int, int, int], shade: tuple[int, int, int], ramp: int) -> Image.Image:
+    low, high = np.array(light, dtype=np.float32), np.array(shade, dtype=np.float32)
     steps = np.arange(256, dtype=np.float32)[:, None] / 255.0
-    table = np.rint(light + (shade - light) * steps).astype(np.uint8)
-    return Image.fromarray(table[_ramp(scene.ramp)])
+    table = np.rint(low + (high - low) * steps).astype(np.uint8)
+    return Image.fromarray(table[_ramp(ramp)])
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""A contact sheet: test pictures with what is asked and said about them, for a person to look at."""
+"""Contact sheets: test pictures and videos with what is asked and said about them, for a person to look at."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from mtvl.data.miniworld import records
-from mtvl.data.miniworld.write import nlvr2_picture
+from mtvl.data.miniworld.clips import FAMILIES, clip_path, vid_name
+from mtvl.data.miniworld.episode import TICK_SECONDS
+from mtvl.data.miniworld.video_stats import json_lines, subtitles_of
+from mtvl.data.miniworld.write import VIDEO_FILES, nlvr2_picture
+from mtvl.data.video import read_frames
 
 _COLUMNS, _ROWS = 4, 3
 _SIDE = 176  # pixels of a picture on the sheet
@@ -50,3 +54,57 @@ def _draw_tile(sheet: Image.Image, root: Path, tile: int, row: records.Row, text
     lines = [line for text in texts for line in textwrap.wrap(text, 62, subsequent_indent="   ")]
     for i, line in enumerate(lines[:14]):
         draw.text((left, top + _SIDE + 4 + 14 * i), line, fill="black", font=font)
+
+
+_FRAME, _MARGIN, _LINE = 112, 8, 15
+_VIDEOS = {"tv": 3, "how2": 2, "yc2": 4}  # of each family on the sheet
+
+
+def video_sheet(root: Path) -> Image.Image:
+    """Test videos as strips of the frames that a model sees; below, subtitles, questions ([right answer]), captions."""
+    rows = {task: json_lines(root / task / f"{files['test']}.jsonl") for task, files in VIDEO_FILES.items()}
+    tiles = []
+    for family, number in _VIDEOS.items():
+        subtitles = subtitles_of(root, family)
+        for index in range(number):
+            name = vid_name(family, "test", index)
+            frames = read_frames(str(clip_path(root, family, name)))
+            lines = [f"{family} {name}"]
+            lines += [f"   {line['start']:5.2f}-{line['end']:5.2f} {line['text'].strip()}" for line in subtitles[name]]
+            lines += [
+                text for found in rows.values() for row in found if row["vid_name"] == name for text in _told(row)
+            ]
+            wrapped = [
+                part
+                for line in lines
+                for part in textwrap.wrap(line, 140, subsequent_indent=" " * 8, drop_whitespace=False)
+            ]
+            tiles.append((frames, wrapped))
+    width = max(FAMILIES[family].ticks for family in _VIDEOS) * (_FRAME + _MARGIN) + _MARGIN
+    heights = [_FRAME + _LINE * (len(lines) + 2) + _MARGIN for _, lines in tiles]
+    sheet = Image.new("RGB", (width, sum(heights)), "white")
+    top = 0
+    for (frames, lines), height in zip(tiles, heights, strict=True):
+        _draw_strip(sheet, top + _MARGIN, frames, lines)
+        top += height
+    return sheet
+
+
+def _told(row: records.Row) -> list[str]:
+    """What a row of an annotation file says."""
+    if "q" in row:
+        options = [row[f"a{i}"] for i in range(5) if f"a{i}" in row]
+        shown = "  ".join(f"[{o}]" if i == row["answer_idx"] else o for i, o in enumerate(options))
+        return [f"QA {row['ts']}: {row['q']}  {shown}"]
+    start, end = row.get("ts", (0.0, row["duration"]))
+    return [f"CAPTION {start:.2f}-{end:.2f}: {d['desc']}" for d in row["descs"]]
+
+
+def _draw_strip(sheet: Image.Image, top: int, frames: list[Image.Image], lines: list[str]) -> None:
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    for i, frame in enumerate(frames):
+        left = _MARGIN + i * (_FRAME + _MARGIN)
+        sheet.paste(frame.resize((_FRAME, _FRAME)), (left, top))
+        draw.text((left, top + _FRAME + 1), f"{(i + 0.5) * TICK_SECONDS:.2f} s", fill="grey", font=font)
+    for i, line in enumerate(lines):
+        draw.text((_MARGIN, top + _FRAME + _LINE * (i + 1)), line, fill="black", font=font)

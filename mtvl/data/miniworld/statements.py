@@ -130,6 +130,11 @@ _MAKERS = (_side_counts, _side_counts, _total, _both, _one_of, _any, _in_side, _
 _TRIES = 4000
 
 
+def random_statement(rng: random.Random, with_held_out: bool) -> Statement:
+    """One statement of any form, true or false."""
+    return rng.choice(_MAKERS)(rng, with_held_out)
+
+
 def balanced_statements(
     pairs: Sequence[Pair], number: int, rng: random.Random, with_held_out: bool, used: Counter[str]
 ) -> list[tuple[Statement, list[bool]]]:
@@ -141,7 +146,7 @@ def balanced_statements(
     found: list[tuple[Statement, list[bool]]] = []
     texts: set[str] = set()
     for attempt in range(_TRIES):
-        statement = rng.choice(_MAKERS)(rng, with_held_out)
+        statement = random_statement(rng, with_held_out)
         patience = attempt // 12  # wait a while for a form that is behind
         if statement.text in texts or used[statement.form] > min(used.values(), default=0) + patience:
             continue

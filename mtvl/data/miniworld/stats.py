@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtvl.data.miniworld.grammar import NUMBER_WORDS, VALUES, Kind
+from mtvl.data.miniworld.video_stats import caption_figures, choice_figures, read_choices, read_moments, subtitles_of
+from mtvl.data.miniworld.write import VIDEO_FILES
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,11 @@ _CLASSES |= dict.fromkeys(NUMBER_WORDS[1:], "number")
 
 
 def text_only(root: Path) -> dict[str, dict[str, float]]:
-    """Accuracy in per cent of predictors that see no picture, per task: trained on train, scored on test.
+    """Accuracy in per cent of predictors that see no picture or frame, per task: trained on train, scored on test.
 
     `exact` answers with the most frequent training answer of the very text, or else of its pattern; `pattern` ignores
-    which objects are named, but may point at a word of the question ("is it red or blue?": the second one).
+    which objects are named, but may point at a word of the question ("is it red or blue?": the second one). For the
+    video tasks see `choice_figures` and `caption_figures`.
     """
     results = {}
     for task, read in (("vqa", _vqa), ("gqa", _gqa), ("nlvr2", _nlvr2)):
@@ -46,7 +49,17 @@ def text_only(root: Path) -> dict[str, dict[str, float]]:
             "num_examples": len(test),
         }
     results["coco"] = _captions(root)
+    for task, (family, num_options) in _VIDEO_TASKS.items():
+        subtitles = subtitles_of(root, family)
+        files = [root / task / f"{VIDEO_FILES[task][split]}.jsonl" for split in ("train", "test")]
+        if num_options:
+            results[task] = choice_figures(*(read_choices(file, subtitles, num_options) for file in files))
+        else:
+            results[task] = caption_figures(*(read_moments(file, subtitles) for file in files))
     return results
+
+
+_VIDEO_TASKS = {"tvqa": ("tv", 5), "how2qa": ("how2", 4), "tvc": ("tv", 0), "yc2c": ("yc2", 0)}  # options; 0: captions
 
 
 def pattern(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Making the miniworld on disk: pictures and official files, once, whole or not at all.
+"""Making the miniworld on disk: pictures, videos and official files, once, whole or not at all.
 
 Two workers share the jobs; every job draws from its own generator, so the files do not depend on who does what. The
 second worker is a fresh interpreter: a fork would copy the threads of a training process, and "spawn" would run the
@@ -8,6 +8,7 @@ caller's main module again.
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -16,33 +17,47 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtvl.data.miniworld import records
+from mtvl.data.miniworld import records, video_records
+from mtvl.data.miniworld.clips import FAMILIES, clip_path, family_episode, vid_name, write_clip
 from mtvl.data.miniworld.render import render
 from mtvl.data.miniworld.scene import Scene, scene_at
 from mtvl.errors import ConfigError, DataError, near_names
 
-VERSION = 2  # raise it whenever a file would come out different
+VERSION = 3  # raise it whenever a file would come out different
 MANIFEST = "manifest.json"
 SPLITS = ("train", "val", "test")
 GQA_SPLITS = {"train": "train", "val": "val", "test": "testdev"}
 NLVR2_SPLITS = {"train": "train", "val": "dev", "test": "test1"}
+VIDEO_FILES = {
+    "tvqa": {"train": "tvqa_train", "val": "tvqa_val", "test": "tvqa_test_release"},
+    "how2qa": {
+        split: f"how2qa_{name}_release" for split, name in zip(SPLITS, ("train", "val", "test_public"), strict=True)
+    },
+    "tvc": {split: f"tvc_{split}_release" for split in SPLITS},
+    "yc2c": {split: f"yc2c_{split}_release" for split in SPLITS},
+}  # names without suffix, in a folder that is called as the task
+_FOLDERS = ("vqa", "gqa", "nlvr2", "coco", "subtitles", *VIDEO_FILES)
 
 
 @dataclass(frozen=True)
 class Size:
-    """Numbers per split (train, val, test): pictures, questions, NLVR2 sets of 8 rows; pictures per Karpathy split."""
+    """Numbers per split (train, val, test): pictures, questions, NLVR2 sets of 8 rows, videos of each family.
+
+    `coco` are pictures per Karpathy split.
+    """
 
     pictures: Mapping[str, int]
     vqa: Mapping[str, int]
     gqa: Mapping[str, int]  # balanced questions
     nlvr2_sets: Mapping[str, int]
     coco: Mapping[str, Mapping[str, int]]
+    videos: Mapping[str, Mapping[str, int]]
     workers: int
 
 
@@ -54,12 +69,15 @@ SIZES = {
     "default": Size(
         pictures=_by_split(7000, 504, 1200), vqa=_by_split(14000, 504, 1200), gqa=_by_split(14000, 504, 1200),
         nlvr2_sets=_by_split(875, 63, 150),
-        coco={"train": {"train": 2000, "restval": 500}, "val": {"val": 500}, "test": {"test": 1000}}, workers=2,
+        coco={"train": {"train": 2000, "restval": 500}, "val": {"val": 500}, "test": {"test": 1000}},
+        videos={"tv": _by_split(700, 60, 350), "how2": _by_split(600, 60, 350), "yc2": _by_split(1000, 100, 1000)},
+        workers=2,
     ),
     "tiny": Size(
         pictures=_by_split(48, 40, 40), vqa=_by_split(48, 40, 40), gqa=_by_split(48, 40, 40),
-        nlvr2_sets=_by_split(6, 5, 5), coco={"train": {"train": 32, "restval": 8}, "val": {"val": 40}, "test": {"test": 40}},
-        workers=1,
+        nlvr2_sets=_by_split(6, 5, 5),
+        coco={"train": {"train": 32, "restval": 8}, "val": {"val": 40}, "test": {"test": 40}},
+        videos=dict.fromkeys(FAMILIES, _by_split(10, 6, 8)), workers=1,
     ),
 }  # fmt: skip
 
@@ -132,19 +150,25 @@ def _swap(work: Path, root: Path) -> None:
 
 # --- jobs -------------------------------------------------------------------------------------------------------------
 
-_PICTURES_A_JOB = 250
+_PICTURES_A_JOB, _CLIPS_A_JOB = 250, 50
+_CLIP_COST = {"tv": 16.0, "how2": 16.0, "yc2": 10.0}
 Job = tuple[str, str, int]  # what, split, first picture
 
 
 def _jobs(size: Size) -> list[tuple[Job, float]]:
-    """All jobs with their costs in arbitrary units, dear ones first."""
+    """All jobs with their costs (about milliseconds), dear ones first."""
     jobs: list[tuple[Job, float]] = []
     for split in SPLITS:
         jobs += [((what, split, 0), 1.0 * getattr(size, what)[split]) for what in ("vqa", "gqa")]
         jobs.append((("nlvr2", split, 0), 0.8 * size.nlvr2_sets[split]))
         for first in range(0, size.pictures[split], _PICTURES_A_JOB):
             jobs.append((("pictures", split, first), 2.2 * _PICTURES_A_JOB))
+        for family, cost in _CLIP_COST.items():
+            for first in range(0, size.videos[family][split], _CLIPS_A_JOB):
+                number = min(_CLIPS_A_JOB, size.videos[family][split] - first)
+                jobs.append(((f"{family} clips", split, first), cost * number))
     jobs.append((("coco", "", 0), 0.3 * sum(sum(parts.values()) for parts in size.coco.values())))
+    jobs += [((f"{family} texts", "", 0), 1.5 * sum(size.videos[family].values())) for family in FAMILIES]
     return sorted(jobs, key=lambda item: (-item[1], item[0]))
 
 
@@ -169,8 +193,13 @@ _WORKER = (
 def _make(work: Path, seed: int, size: str, workers: int) -> None:
     for split in SPLITS:
         (work / "images" / f"{split}2014").mkdir(parents=True)
-    for folder in ("vqa", "gqa/images", "coco", *(f"nlvr2/images/{name}" for name in NLVR2_SPLITS.values())):
-        (work / folder).mkdir(parents=True)
+    deeper = (
+        "gqa/images",
+        *(f"nlvr2/images/{name}" for name in NLVR2_SPLITS.values()),
+        *(f"videos/{f}" for f in FAMILIES),
+    )
+    for folder in (*_FOLDERS, *deeper):
+        (work / folder).mkdir(parents=True, exist_ok=True)
     package_root = str(Path(__file__).resolve().parents[3])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([package_root, os.environ.get("PYTHONPATH", "")])}
     helpers = [
@@ -212,6 +241,10 @@ def _dump(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
+def _dump_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
 def _write_pictures(work: Path, seed: int, size: Size, split: str, first: int) -> None:
     folder = work / "images" / f"{split}2014"
     for index in range(first, min(first + _PICTURES_A_JOB, size.pictures[split])):
@@ -247,8 +280,7 @@ def _write_nlvr2(work: Path, seed: int, size: Size, split: str, first: int) -> N
     rows = records.nlvr2_rows(
         _scenes(seed, split, size), name, size.nlvr2_sets[split], _rng(seed, "nlvr2", split), split == "test"
     )
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    (work / "nlvr2" / f"{name}.json").write_text(text, encoding="utf-8")
+    _dump_lines(work / "nlvr2" / f"{name}.json", rows)
 
 
 def _write_coco(work: Path, seed: int, size: Size, split: str, first: int) -> None:
@@ -261,8 +293,31 @@ def _write_coco(work: Path, seed: int, size: Size, split: str, first: int) -> No
     _dump(work / "coco" / "dataset_coco.json", {"images": images, "dataset": "coco"})
 
 
+def _write_clips(family: str, work: Path, seed: int, size: Size, split: str, first: int) -> None:
+    for index in range(first, min(first + _CLIPS_A_JOB, size.videos[family][split])):
+        write_clip(family_episode(seed, family, split, index), clip_path(work, family, vid_name(family, split, index)))
+
+
+def _write_video_texts(family: str, work: Path, seed: int, size: Size, split: str, first: int) -> None:
+    """Annotation files of all splits, and the one file of subtitles that they share."""
+    del split, first
+    subtitles: list[records.Row] = []
+    for name in SPLITS:
+        episodes = {
+            vid_name(family, name, i): family_episode(seed, family, name, i) for i in range(size.videos[family][name])
+        }
+        rows = _VIDEO_ROWS[family](episodes, name, _rng(seed, family, name))
+        subtitles += rows.subtitles
+        for task, found in rows.files.items():
+            _dump_lines(work / task / f"{VIDEO_FILES[task][name]}.jsonl", found)
+    _dump_lines(work / "subtitles" / f"{family}_subtitles.jsonl", subtitles)
+
+
+_VIDEO_ROWS = {"tv": video_records.tv_rows, "how2": video_records.how2_rows, "yc2": video_records.yc2_rows}
 _MAKERS: dict[str, Callable[[Path, int, Size, str, int], None]] = {
     "pictures": _write_pictures, "vqa": _write_vqa, "gqa": _write_gqa, "nlvr2": _write_nlvr2, "coco": _write_coco,
+    **{f"{family} clips": functools.partial(_write_clips, family) for family in FAMILIES},
+    **{f"{family} texts": functools.partial(_write_video_texts, family) for family in FAMILIES},
 }  # fmt: skip
 
 
@@ -294,10 +349,11 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _write_manifest(work: Path, wanted: Mapping[str, Any]) -> dict[str, int]:
-    files = sorted(p for folder in ("vqa", "gqa", "nlvr2", "coco") for p in (work / folder).glob("*.json"))
+    files = sorted(p for folder in _FOLDERS for p in (work / folder).glob("*.json*"))
     hashes = {str(p.relative_to(work)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
     counts = {str(p.relative_to(work)): _count(p) for p in files}
     counts["pictures"] = sum(1 for _ in (work / "images").glob("*/*.png"))
+    counts["videos"] = sum(1 for _ in (work / "videos").glob("*/*.mp4"))
     _dump(work / MANIFEST, {**wanted, "counts": counts, "sha256": hashes})
     return counts
 
@@ -305,7 +361,7 @@ def _write_manifest(work: Path, wanted: Mapping[str, Any]) -> dict[str, int]:
 def _count(path: Path) -> int:
     """Number of rows of an annotation file."""
     text = path.read_text(encoding="utf-8")
-    if "\n" in text:  # JSON lines; a single document has no line break
+    if "\n" in text or not text:  # JSON lines; a single document has no line break
         return text.count("\n")
     value = json.loads(text)
     rows = next((value[key] for key in ("questions", "annotations", "images") if key in value), value)
