@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 from PIL import Image, ImageOps
 
+from mtvl.data.shards import as_file
 from mtvl.errors import DataError
 
 MAX_PIXELS = 89_000_000  # ten times a large photograph; above it a small file can fill the memory
@@ -15,14 +16,14 @@ _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, str
 
 
 def open_image(path: str) -> Image.Image:
-    """Open a picture file as RGB, upright.
+    """Open a picture file, or a picture inside a shard, as RGB, upright.
 
     EXIF rotation is applied, transparent parts are laid over white, 16-bit grey is scaled to 8 bits, CMYK and palettes
     are converted, and of an animation the first frame is taken. Raises DataError for a file that is missing, empty,
     truncated, no picture, or larger than `MAX_PIXELS`.
     """
     try:
-        with Image.open(path) as picture:
+        with Image.open(as_file(path)) as picture:
             width, height = picture.size
             if width * height > MAX_PIXELS:
                 raise _too_large(path, f"{width} x {height} pixels")
