@@ -1,0 +1,1 @@
+"""Parts of the recipe in tools/pretrain_tiny.py."""
