@@ -32,6 +32,11 @@ class DataConfig:
     cache: str = ""  # "" -> $MTVL_CACHE or ~/.cache/mtvl
     workers: int = 0
     text_only: bool = False  # the visual input is zeroed (the text-only baseline)
+    frame_seconds: float = 1.5  # distance of the frames taken from a video; stored features must have been taken so too
+    video_decoder: str = "auto"  # auto | decord | torchcodec | pyav
+    fill: str = (
+        "eager"  # eager | lazy: features that are not stored yet are computed before training, or when first read
+    )
     max_examples: int = 0  # per task and split; 0 = all. Scores say how many items they rest on.
 
 
@@ -104,9 +109,10 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One complete run."""
+    """One complete run. `task` lays keys over task files: `task.tvqa.decoding.mode=generate`."""
 
     tasks: tuple[str, ...] = ()
+    task: dict[str, dict[str, Any]] = field(default_factory=dict)
     seed: int = 0
     paper_compat: bool = False
     data: DataConfig = field(default_factory=DataConfig)
@@ -253,6 +259,8 @@ def validate(config: RunConfig) -> None:
         "optim.name": (config.optim.name, ("adamw", "adamw_reference", "sgd")),
         "optim.schedule": (config.optim.schedule, ("linear", "constant")),
         "train.precision": (config.train.precision, ("fp32", "bf16", "fp16")),
+        "data.video_decoder": (config.data.video_decoder, ("auto", "decord", "torchcodec", "pyav")),
+        "data.fill": (config.data.fill, ("eager", "lazy")),
         "evaluate.captions_tokenizer": (config.evaluate.captions_tokenizer, ("auto", "ptb", "python")),
     }
     for key, (value, allowed) in choices.items():
@@ -262,6 +270,9 @@ def validate(config: RunConfig) -> None:
         raise ConfigError("no tasks; give --tasks a,b,c or the key 'tasks' in the recipe")
     if len(set(config.tasks)) != len(config.tasks):
         raise ConfigError(f"a task is named twice in {','.join(config.tasks)}")
+    for name in config.task:
+        if name not in config.tasks:
+            raise ConfigError(f"'task.{name}' is not one of the tasks; {near_names(name, config.tasks)}")
     for section in ("mixture.weights", "mixture.loss_weights"):
         for name, weight in getattr(config.mixture, section.split(".")[1]).items():
             if name not in config.tasks:
@@ -277,7 +288,7 @@ def _check_numbers(config: RunConfig) -> None:
         "train.steps": config.train.steps, "train.global_batch": config.train.global_batch,
         "train.micro_batch": config.train.micro_batch, "mixture.slots": config.mixture.slots,
         "mixture.block": config.mixture.block, "mixture.temperature": config.mixture.temperature,
-        "optim.lr": config.optim.lr, "evaluate.batch": config.evaluate.batch,
+        "data.frame_seconds": config.data.frame_seconds, "optim.lr": config.optim.lr, "evaluate.batch": config.evaluate.batch,
         "checkpoint.keep_last": config.checkpoint.keep_last, "train.log_every": config.train.log_every,
         "checkpoint.every_steps": config.checkpoint.every_steps, "evaluate.bootstrap": config.evaluate.bootstrap,
     }  # fmt: skip

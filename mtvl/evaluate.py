@@ -97,7 +97,7 @@ def _evaluate_model(
     model: Any, config: RunConfig, split: str, device: Any, say: Any, predictions: Path | None, baselines: bool
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Mapping[str, float]]]:
     """Predict and score every task of `config`; returns results and per-item primary scores."""
-    workspace = Workspace(config, model.backbone, tower=model.trained_tower, say=say)
+    workspace = Workspace(config, model.backbone, tower=model.trained_tower, device=device, say=say)
     workspace.prepare([(task, split) for task in config.tasks])
     evaluator = Evaluator(model.to(device), workspace.tokenizer, device)
     results: dict[str, dict[str, Any]] = {}
@@ -112,6 +112,7 @@ def _evaluate_model(
         predicted = evaluator.predict(task, examples, batches, progress.update)
         if predictions is not None and dist.is_main():  # before scoring: a split without public answers ends there
             _write_predictions(predictions / f"{name}.jsonl", predicted)
+            _write_result_file(predictions.parent / "results", task, predicted, examples, split)
         scores = evaluator.score(task, examples, predicted)
         results[name] = _result(scores, len(examples), config.evaluate.bootstrap)
         items[name] = scores.per_item
@@ -156,6 +157,16 @@ def _write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
         for p in predictions
     ]
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def _write_result_file(
+    folder: Path, task: Any, predictions: Sequence[Prediction], examples: Sequence[Example], split: str
+) -> None:
+    """The predictions in the form that the benchmark's server takes: of a whole split, and where there is such a form."""
+    file = task.result_file(predictions, examples, split) if len(examples) == len(task.examples(split)) else None
+    if file is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / file.name).write_bytes(file.data)
 
 
 def _write_json(path: Path, value: Any) -> None:

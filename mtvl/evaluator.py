@@ -23,17 +23,14 @@ class Evaluator:
         self.model.set_task(task.name)
         batch = batch.to(self.device)
         decoding = task.decoding
-        if decoding.mode == "choose":
-            choices = [self.tokenizer.wrap(self.tokenizer.encode(c)) for c in decoding.choices]
-            scores = self.model.choose(batch, choices).tolist()
-            return [
-                Prediction(
-                    uid,
-                    decoding.choices[max(range(len(row)), key=row.__getitem__)],
-                    dict(zip(decoding.choices, row, strict=True)),
+        if decoding.mode != "generate":
+            if decoding.mode == "rank":
+                scores = self.model.rank(batch)
+            else:
+                scores = self.model.choose(
+                    batch, [self.tokenizer.wrap(self.tokenizer.encode(c)) for c in decoding.choices]
                 )
-                for uid, row in zip(batch.uids, scores, strict=True)
-            ]
+            return [_best(uid, decoding.choices, row) for uid, row in zip(batch.uids, scores.tolist(), strict=True)]
         ids = self.model.generate(batch, decoding).tolist()
         return [Prediction(uid, self.tokenizer.decode(row)) for uid, row in zip(batch.uids, ids, strict=True)]
 
@@ -74,3 +71,10 @@ class Evaluator:
         if failure is not None:
             raise failure
         return scores
+
+
+def _best(uid: str, names: Sequence[str], scores: Sequence[float]) -> Prediction:
+    """The name with the highest score, the first one on a tie."""
+    return Prediction(
+        uid, names[max(range(len(scores)), key=scores.__getitem__)], dict(zip(names, scores, strict=True))
+    )

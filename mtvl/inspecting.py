@@ -13,8 +13,10 @@ from PIL import Image, ImageDraw, ImageFont
 from mtvl import dist
 from mtvl.config import RunConfig
 from mtvl.data.collate import IGNORE, Collator
-from mtvl.data.features import FeatureStore
+from mtvl.data.features import rows_of_span
+from mtvl.data.features.stored import is_stored
 from mtvl.data.media import open_image
+from mtvl.data.video import read_frames
 from mtvl.errors import ConfigError, DataError
 from mtvl.evaluator import Evaluator
 from mtvl.export import load_export
@@ -22,7 +24,7 @@ from mtvl.model import Model, build_model
 from mtvl.objectives.seq2seq import sample_losses, token_losses
 from mtvl.tasks import load_task
 from mtvl.types import Batch, Example, Segment, Visual
-from mtvl.workspace import Workspace, cache_folder
+from mtvl.workspace import Workspace, ensure_features, open_stores
 
 
 def inspect_sample(config: RunConfig, task: str, index: int, split: str, checkpoint: str = "") -> str:
@@ -37,13 +39,13 @@ def inspect_sample(config: RunConfig, task: str, index: int, split: str, checkpo
         config = replace(trained, tasks=(task,), data=replace(trained.data, root=root, cache=cache))
     else:
         model = build_model(config)
-    workspace = Workspace(config, model.backbone, tower=model.trained_tower, say=lambda _text: None)
+    workspace = Workspace(config, model.backbone, tower=model.trained_tower, say=_silent)
     examples = workspace.examples(task, split)
     if not 0 <= index < len(examples):
         raise DataError(f"'index' must lie in 0..{len(examples) - 1} for {task}/{split}, found {index}")
     example = examples[index]
     if not config.data.text_only:
-        workspace.features.ensure(list(example.visual.images))
+        ensure_features(workspace.features, workspace.frames, [example], "eager", _silent)
     batch = workspace.collator.collate(task, [example], training=False)
     model.eval()
     model.set_task(task)
@@ -64,9 +66,9 @@ def inspect_sample(config: RunConfig, task: str, index: int, split: str, checkpo
         f"loss            {float(loss[0]):.4f} (mean over tokens x target weight {float(batch.target_weights[0]):.2f})"
     ]
     lines += [f"answer now      {answer.text!r}" + (f"  {dict(answer.scores)}" if answer.scores else "")]
-    if dist.is_main() and example.visual.images:
+    if dist.is_main() and (pictures := _pictures_of(example, config)):
         lines += [
-            f"drawn into      {_draw(example, answer.text, Path('runs') / 'inspect' / f'{task}-{split}-{index}.png')}"
+            f"drawn into      {_draw(pictures, example, answer.text, Path('runs') / 'inspect' / f'{task}-{split}-{index}.png')}"
         ]
     return "\n".join(lines)
 
@@ -77,6 +79,9 @@ def _sample_lines(workspace: Workspace, example: Example, batch: Batch, split: s
     for number, path in enumerate(example.visual.images):
         width, height = open_image(path).size
         lines.append(f"picture {number}       {path} ({width} x {height} px)")
+    if example.visual.video:
+        span = "all of it" if example.visual.span is None else "seconds {:g} to {:g}".format(*example.visual.span)
+        lines.append(f"video           {example.visual.video} ({span})")
     for segment in example.segments:
         count = len(tokenizer.encode(segment.text))
         lines.append(f"segment         {segment.name}: {segment.text!r} ({count} tokens, priority {segment.priority})")
@@ -87,7 +92,7 @@ def _sample_lines(workspace: Workspace, example: Example, batch: Batch, split: s
         "",
         f"source_ids      {tuple(batch.source_ids.shape)} (B, S)  {batch.source_ids[0].tolist()}",
         f"decoded source  {tokenizer.decode(batch.source_ids[0].tolist())!r}",
-        f"features        {tuple(batch.features.shape)} (B, N, P, F)  min {float(batch.features.min()):.3f} "
+        f"features        {tuple(batch.features.shape)} (B, N, P, F) {batch.feature_kind}  min {float(batch.features.min()):.3f} "
         f"max {float(batch.features.max()):.3f}" if batch.features.numel() else "features        none",
         f"target_ids      {tuple(batch.target_ids.shape)} (B, T)  {labels}",
         f"decoded labels  {tokenizer.decode(labels)!r}",
@@ -96,16 +101,30 @@ def _sample_lines(workspace: Workspace, example: Example, batch: Batch, split: s
     return lines
 
 
-def _draw(example: Example, answer: str, path: Path) -> Path:
+def _silent(_text: str) -> None:
+    pass
+
+
+def _pictures_of(example: Example, config: RunConfig) -> list[Image.Image]:
+    """What the model looks at: its pictures, or the frames of its video's span; nothing where features are stored."""
+    visual, every = example.visual, config.data.frame_seconds
+    if is_stored(visual.video) or any(is_stored(p) for p in visual.images):
+        return []
+    if not visual.video:
+        return [open_image(p) for p in visual.images]
+    frames = read_frames(visual.video, every, config.data.video_decoder)
+    return frames if visual.span is None else frames[rows_of_span(visual.span, every, len(frames))]
+
+
+def _draw(pictures: list[Image.Image], example: Example, answer: str, path: Path) -> Path:
     """Pictures side by side with the text, the targets and the answer below."""
-    side = 320
-    pictures = [open_image(p) for p in example.visual.images]
+    side = 320 if len(pictures) <= 2 else 160
     pictures = [p.resize((side, max(1, round(p.height * side / p.width)))) for p in pictures]
     targets = ", ".join(t.text for t in sorted(example.targets, key=lambda t: -t.weight)[:3])
     text = [" ".join(s.text.strip() for s in example.segments), f"target: {targets}", f"answer: {answer}"]
-    lines = [piece for part in text for piece in textwrap.wrap(part, 48 * len(pictures)) or [""]]
+    lines = [piece for part in text for piece in textwrap.wrap(part, max(48, 48 * side * len(pictures) // 320)) or [""]]
     top = max(p.height for p in pictures)
-    sheet = Image.new("RGB", (side * len(pictures), top + 18 * len(lines) + 12), "white")
+    sheet = Image.new("RGB", (max(320, side * len(pictures)), top + 18 * len(lines) + 12), "white")
     for number, picture in enumerate(pictures):
         sheet.paste(picture, (side * number, 0))
     draw = ImageDraw.Draw(sheet)
@@ -119,7 +138,8 @@ def _draw(example: Example, answer: str, path: Path) -> Path:
 def predict_one(checkpoint: Path, task_name: str, images: Sequence[Path], text: str) -> str:
     """The model's answer for the given pictures and text, with the prompt, decoding and adapters of `task_name`."""
     model, config, _ = load_export(checkpoint)
-    task = load_task(task_name, root=Path("."), family=model.backbone.family, evaluate=config.evaluate)
+    task = load_task(task_name, root=Path("."), family=model.backbone.family, evaluate=config.evaluate,
+                     overlay=config.task.get(task_name))  # fmt: skip
     for path in images:
         open_image(str(path))  # a clear error before any work
     if not images:
@@ -131,9 +151,12 @@ def predict_one(checkpoint: Path, task_name: str, images: Sequence[Path], text: 
 
 def _answer(model: Model, config: RunConfig, task: object, example: Example) -> str:
     tokenizer = model.backbone.tokenizer()
-    features = FeatureStore(model.backbone.tower(), cache_folder(config) / "features")
-    features.ensure(list(example.visual.images))
-    collator = Collator(tokenizer, features, {example.task: task.limits}, text_only=config.data.text_only)  # type: ignore[attr-defined]
+    features, frames, _ = open_stores(config, model.backbone)
+    ensure_features(features, frames, [example], "eager", _silent)
+    collator = Collator(
+        tokenizer, features, {example.task: task.limits}, frames=frames, max_frames=model.backbone.max_frames,  # type: ignore[attr-defined]
+        max_tokens=model.backbone.max_tokens, text_only=config.data.text_only,
+    )  # fmt: skip
     batch = collator.collate(example.task, [example], training=False)
     model.eval()
     return Evaluator(model, tokenizer).predict_batch(task, batch)[0].text  # type: ignore[arg-type]

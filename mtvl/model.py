@@ -15,6 +15,8 @@ from mtvl.objectives.seq2seq import loss_sum, token_losses
 from mtvl.petl import METHODS
 from mtvl.petl.apply import apply_plan, owner_of
 from mtvl.petl.plan import Plan
+from mtvl.tasks import TASKS_DIR
+from mtvl.tasks.visual import with_visual
 from mtvl.types import Batch, Decoding
 
 
@@ -54,6 +56,14 @@ class Model(nn.Module):
         """Scores (B, C) of wrapped choices."""
         return self.backbone.choose(self.backbone.encode(batch), choices)
 
+    @torch.no_grad()
+    def rank(self, batch: Batch) -> torch.Tensor:
+        """Mean log-likelihood per token (B, C) of each row's own choices; the input is encoded once."""
+        rows, count, width = batch.choice_ids.shape
+        ids = batch.choice_ids.view(rows * count, width)
+        losses = token_losses(self.backbone.decode(self.backbone.encode(batch).repeat(count), ids), ids)
+        return -(losses.sum(1) / (ids != -100).sum(1).clamp(min=1)).view(rows, count)
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """Trained parameters by name."""
         return {n: p for n, p in self.named_parameters() if p.requires_grad}
@@ -78,13 +88,13 @@ def make_backbone(section: dict[str, Any], *, meta: bool = False) -> Any:
 
 def make_plan(config: RunConfig, backbone: Any | None = None) -> Plan:
     """The plan of a recipe, from configurations alone unless a built backbone is given."""
-    backbone = make_backbone(config.backbone, meta=True) if backbone is None else backbone
+    backbone = make_backbone(with_visual(config, TASKS_DIR).backbone, meta=True) if backbone is None else backbone
     return make_method(config.petl, paper_compat=config.paper_compat).plan(backbone.sites(), config.tasks)
 
 
 def build_model(config: RunConfig) -> Model:
     """Backbone with weights, plan applied, everything else frozen."""
-    backbone = make_backbone(config.backbone)
+    backbone = make_backbone(with_visual(config, TASKS_DIR).backbone)
     method = make_method(config.petl, paper_compat=config.paper_compat)
     model = Model(backbone, method.plan(backbone.sites(), config.tasks), method, config.seed)
     backbone.set_recompute(config.train.recompute, model.active.recompute_contexts)

@@ -30,7 +30,9 @@ _TABLE_NAMES = (
     "model.encoder.visual_embedding.obj_order_embedding.weight",
 )  # fmt: skip
 _VISUAL = {
+    # One projection in a released state: of grid features or of frame features, by the tasks that it was trained on.
     "visual.features.grid.": "model.encoder.visual_embedding.feat_embedding.",
+    "visual.features.frame.": "model.encoder.visual_embedding.feat_embedding.",
     "visual.position.": "model.encoder.visual_embedding.absolute_vis_pos_embedding.",
     "visual.image_order.": "model.encoder.visual_embedding.img_order_embedding.",
 }

@@ -37,7 +37,8 @@ from mtvl.loader import Loader
 from mtvl.model import build_model
 from mtvl.optim import parameter_groups
 from mtvl.report import JsonLines, Progress, Scalars
-from mtvl.tasks import load_task
+from mtvl.tasks import TASKS_DIR, load_task
+from mtvl.tasks.visual import with_visual
 from mtvl.types import Example
 from mtvl.workspace import Workspace
 
@@ -83,12 +84,13 @@ class Run:
     """One training run: what is built once, and what happens after a step. `train` reads downwards."""
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
+        config = with_visual(config, TASKS_DIR)  # written down, so that an export does not hang on the task files
         self.config, self.folder = config, folder
         self.say = print if dist.is_main() else _silent
         self.device = start()
         self.model = build_model(config)
         self.base, self.rows = base_fingerprint(self.model), added_rows(self.model)  # before anything is partitioned
-        self.workspace = Workspace(config, self.model.backbone, say=self.say)
+        self.workspace = Workspace(config, self.model.backbone, device=self.device, say=self.say)
         self.is_validating = config.train.validate_every > 0 or config.checkpoint.keep_best
         splits = ["train"] + (["val"] if self.is_validating else [])
         self.workspace.prepare([(task, split) for task in config.tasks for split in splits])
@@ -185,6 +187,7 @@ class Run:
     def close(self) -> None:
         """Close loader and logs."""
         self.loader.close()
+        self.workspace.close()
         for log in (self.log, self.scalars):
             if log is not None:
                 log.close()
@@ -196,7 +199,8 @@ def identity_of(config: RunConfig, run: Run, schedule: Schedule, examples: dict[
     for task, rows in examples.items():
         digest.update(repr((task, run.workspace.tasks[task].limits, run.workspace.tasks[task].loss)).encode())
         for row in rows:
-            digest.update(repr((row.uid, row.segments, row.visual.images, row.targets)).encode())
+            video = (row.visual.video, row.visual.span) if row.visual.video else ()
+            digest.update(repr((row.uid, row.segments, row.visual.images, row.targets, *video)).encode())
     return {
         "base": run.base, "tower": run.workspace.tower_fingerprint, "plan": run.model.plan.fingerprint(),
         "backbone": json.dumps(config.backbone, sort_keys=True), "tasks": ",".join(config.tasks),
@@ -214,7 +218,7 @@ def check_recipe(config: RunConfig) -> None:
     Validation under ZeRO-3 is refused: answers of unequal length would leave a rank waiting in a gather.
     """
     for name in config.tasks:
-        load_task(name, root=Path(config.data.root))
+        load_task(name, root=Path(config.data.root), overlay=config.task.get(name))
     stage = read_engine_file(config.engine.file).get("zero_optimization", {}).get("stage", 0)
     if stage == 3 and (config.train.validate_every > 0 or config.checkpoint.keep_best):
         raise ConfigError(

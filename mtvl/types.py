@@ -1,8 +1,8 @@
 """The objects that travel between rooms, and the legend of shape letters.
 
 Shape letters used in all docstrings:
-B batch rows, S source tokens, N pictures of a row, P grid cells of a picture, V visual tokens (after pooling),
-F feature width, D model width, T target tokens, R bottleneck width, K vocabulary entries.
+B batch rows, S source tokens, N pictures of a row (1 for a video), P grid cells of a picture or frame tokens of a
+video, V visual tokens (after pooling), F feature width, D model width, T target tokens, R bottleneck width, K vocabulary entries.
 """
 
 from __future__ import annotations
@@ -27,9 +27,15 @@ class Segment:
 
 @dataclass(frozen=True)
 class Visual:
-    """Reference to the visual input of an example: absolute paths of its pictures in order (may be empty)."""
+    """Reference to the visual input of an example: pictures in order, or one video, or neither.
+
+    Paths are absolute. A path may name a file of stored features (.npz, .h5) in place of a picture or video. `span` are
+    the seconds (start, end) of the video that matter; None means all of it.
+    """
 
     images: tuple[str, ...] = ()
+    video: str = ""
+    span: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,8 @@ class Example:
     """One sample as text and paths: no tensors, no token ids.
 
     `uid` is unique within a split. `references` is what scoring needs (official annotation fields) and is never shown
-    to the model. An example without targets can be predicted but not trained on.
+    to the model. An example without targets can be predicted but not trained on. `choices` are the example's own answers
+    to be ranked, called as in the task's `Decoding.choices`.
     """
 
     uid: str
@@ -54,6 +61,7 @@ class Example:
     visual: Visual
     targets: tuple[Target, ...] = ()
     references: Mapping[str, Any] = field(default_factory=dict)
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How an answer is produced: `generate` text, or `choose` among fixed texts by their first differing token.
+    """How an answer is produced.
+
+    "generate" text; "choose" among the fixed texts `choices` by their first differing token; "rank" the example's own
+    choices by likelihood and answer with the name of the best, from `choices`.
 
     `max_tokens` counts generated ids including the decoder start id, as transformers' `max_length` does.
     """
@@ -123,7 +134,12 @@ class Batch:
 
     source_ids      (B, S) int64, right-padded
     source_mask     (B, S) bool, True where a text token stands
-    features        (B, N, P, F) float, grid features before pooling; N = 0 when the task has no picture
+    features        (B, N, P, F) float: grid features before pooling, or the frame tokens of a video in order of time
+                    (N = 1); N = 0 when the task has neither
+    feature_mask    (B, N, P) bool, True where a feature stands; shorter videos are padded. All True unless given
+    feature_kind    "grid" or "frame"
+    choice_ids      (B, C, T) int64, the rows' own choices to be ranked, -100 where ignored; C = 0 in training and for
+                    tasks that do not rank
     target_ids      (B, T) int64, -100 where ignored
     target_weights  (B,) float32, soft weight of the target that was drawn
     loss            "sample_mean" or "token_mean"
@@ -141,6 +157,15 @@ class Batch:
     loss: str = "sample_mean"
     denominator: float = 1.0
     loss_weight: float = 1.0
+    feature_kind: str = "grid"
+    feature_mask: torch.Tensor = None  # type: ignore[assignment]  # filled below
+    choice_ids: torch.Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.choice_ids is None:
+            self.choice_ids = self.target_ids.new_zeros((len(self.target_ids), 0, 0))
+        if self.feature_mask is None:
+            self.feature_mask = torch.ones(self.features.shape[:3], dtype=torch.bool, device=self.features.device)
 
     def to(self, device: torch.device | str) -> Batch:
         """Copy with every tensor on `device`."""
@@ -166,10 +191,10 @@ class Tokenizer(Protocol):
 
 
 class ImageEncoder(Protocol):
-    """A frozen visual tower as the feature store sees it."""
+    """A frozen visual tower as the feature store sees it; for pictures, or for single frames of videos."""
 
     fingerprint: str  # changes with weights, architecture and preprocessing
-    grid: tuple[int, int]  # (P, F)
+    grid: tuple[int, int]  # (P, F) of one picture or of one frame
 
     def encode(self, images: Sequence[Any]) -> torch.Tensor:
         """PIL pictures (RGB, any size) -> (len(images), P, F) float32 on the CPU."""

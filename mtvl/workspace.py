@@ -10,9 +10,9 @@ from typing import Any
 from mtvl import dist
 from mtvl.config import RunConfig
 from mtvl.data.collate import Collator
-from mtvl.data.features import FeatureStore
+from mtvl.data.features import FeatureStore, FrameStore
 from mtvl.data.miniworld.write import ensure_miniworld
-from mtvl.errors import CheckpointError, DataError, MtvlError
+from mtvl.errors import CheckpointError, ConfigError, DataError, MtvlError
 from mtvl.tasks import load_task
 from mtvl.types import Example, Task
 
@@ -52,26 +52,34 @@ class Workspace:
     """Tasks and the way from their rows to batches, for one recipe and one backbone."""
 
     def __init__(
-        self, config: RunConfig, backbone: Any, *, tower: str = "", say: Callable[[str], None] = print
-    ) -> None:
-        """`tower`: fingerprint of the tower on whose features the model was trained ("" when it is not known)."""
+        self, config: RunConfig, backbone: Any, *, tower: str = "", device: Any = "cpu",
+        say: Callable[[str], None] = print,
+    ) -> None:  # fmt: skip
+        """`tower`: fingerprint of the towers on whose features the model was trained ("" when it is not known).
+
+        `device` is where towers compute what is not stored yet.
+        """
         self.config, self.say = config, say
         self.root = data_root(config, say)
         self.tasks: dict[str, Task] = {
-            name: load_task(name, root=self.root, family=backbone.family, evaluate=config.evaluate)
+            name: load_task(
+                name, root=self.root, family=backbone.family, evaluate=config.evaluate, overlay=config.task.get(name)
+            )
             for name in config.tasks
         }
         self.tokenizer = backbone.tokenizer()
-        encoder = backbone.tower()
-        self.tower_fingerprint = encoder.fingerprint
+        self.features, self.frames, self.tower_fingerprint = open_stores(config, backbone)
+        for store in (self.features, self.frames):
+            if store is not None:
+                store.to(device)
         if tower and tower != self.tower_fingerprint:
             raise CheckpointError(
                 f"trained on features of tower {tower}, found tower {self.tower_fingerprint}; "
-                "set 'backbone.tower_weights' to the weights it was trained with"
+                "set 'backbone.tower_weights' (and 'backbone.frame_tower_weights') to the weights it was trained with"
             )
-        self.features = FeatureStore(encoder, cache_folder(config) / "features")
         self.collator = Collator(
             self.tokenizer, self.features, {n: t.limits for n, t in self.tasks.items()},
+            frames=self.frames, max_frames=backbone.max_frames, max_tokens=backbone.max_tokens,
             seed=config.seed, text_only=config.data.text_only,
         )  # fmt: skip
         self._examples: dict[tuple[str, str], list[Example]] = {}
@@ -95,5 +103,48 @@ class Workspace:
                 self.say(f"{task}/{split}: {count:,} examples")
         if self.config.data.text_only:
             return
-        paths = dict.fromkeys(p for task, split in wanted for e in self.examples(task, split) for p in e.visual.images)
-        self.features.ensure(list(paths), self.say)
+        examples = [e for task, split in wanted for e in self.examples(task, split)]
+        ensure_features(self.features, self.frames, examples, self.config.data.fill, self.say)
+
+    def close(self) -> None:
+        """Write features that were computed on first use and still wait for a full shard."""
+        for store in (self.features, self.frames):
+            if store is not None:
+                store.close()
+
+
+def open_stores(config: RunConfig, backbone: Any) -> tuple[FeatureStore | None, FrameStore | None, str]:
+    """Stores of pictures and of videos, for the kinds of features that the backbone reads, and their towers' names."""
+    folder, data, kinds = cache_folder(config) / "features", config.data, backbone.widths
+    towers = {kind: backbone.tower(kind) for kind in kinds}
+    features = frames = None
+    if "grid" in kinds:
+        features = FeatureStore(towers["grid"], folder, grid=backbone.stored_grid("grid"))
+    if "frame" in kinds:
+        frames = FrameStore(
+            towers["frame"], folder, grid=backbone.stored_grid("frame"), every=data.frame_seconds,
+            decoder=data.video_decoder,
+        )  # fmt: skip
+    names = {kind: "stored" if tower is None else tower.fingerprint for kind, tower in towers.items()}
+    if "frame" in names:
+        names["frame"] += f"@{data.frame_seconds:g}s"
+    return features, frames, "+".join(names.values())
+
+
+def ensure_features(
+    features: FeatureStore | None, frames: FrameStore | None, examples: Sequence[Example], fill: str,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Get the features of all pictures and videos of `examples` ready; ConfigError where the model cannot read them."""
+    pictures = list(dict.fromkeys(p for e in examples for p in e.visual.images))
+    videos = list(dict.fromkeys(e.visual.video for e in examples if e.visual.video))
+    for paths, store, kind in ((pictures, features, "grid"), (videos, frames, "frame")):
+        if not paths:
+            continue
+        if store is None:
+            task = next(e.task for e in examples if (e.visual.video if kind == "frame" else e.visual.images))
+            raise ConfigError(
+                f"task '{task}' needs {kind!r} features, and this model has no projection for them: train on a task "
+                f"of that kind too, or add {kind!r} to 'backbone.visual'"
+            )
+        store.ensure(paths, say, fill=fill)

@@ -24,10 +24,12 @@ def test_moving_a_batch_moves_every_tensor_and_keeps_the_rest(make_batch: Callab
     batch = dataclasses.replace(make_batch("gqa", loss="token_mean"), loss_weight=0.5)
     moved = batch.to("meta")
     tensors = [k for k, v in vars(batch).items() if isinstance(v, torch.Tensor)]
-    assert tensors == ["source_ids", "source_mask", "features", "target_ids", "target_weights"]
+    assert tensors == [
+        "source_ids", "source_mask", "features", "target_ids", "target_weights", "feature_mask", "choice_ids",
+    ]  # fmt: skip
     assert {getattr(moved, k).device.type for k in tensors} == {"meta"}
     assert {getattr(batch, k).device.type for k in tensors} == {"cpu"}
-    for name in ("task", "uids", "loss", "denominator", "loss_weight"):
+    for name in ("task", "uids", "loss", "denominator", "loss_weight", "feature_kind"):
         assert getattr(moved, name) == getattr(batch, name)
 
 

@@ -4,14 +4,13 @@
 
 DIR holds pairs NAME.json and NAME.safetensors. The JSON's `family` and `kind` choose the checker, file names do not.
 A line a case: PASS, FAIL or SKIP (something that is not registered yet), the case, the largest difference and the
-tolerance of the quantity that comes nearest to its limit. Exit code 1 on a FAIL, an unknown family or kind, or an empty
-selection; with --require-all a SKIP is a FAIL.
+tolerance of the quantity that comes nearest to its limit. Exit code 0, 1 (a FAIL, an unknown family or kind, or with
+--require-all a SKIP) or 2 (no such folder, no case in it or none of that name, a JSON that cannot be read).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import traceback
 from pathlib import Path
@@ -24,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from parity import FAMILIES, PLANNED  # noqa: E402
 from parity.report import Case, NotYet, Report, read_case  # noqa: E402
 
-from mtvl.errors import MtvlError  # noqa: E402
+from mtvl.errors import MtvlError, near_names  # noqa: E402
 
 
 def check_case(case: Case) -> tuple[str, str, Report]:
@@ -59,18 +58,29 @@ def breakdown(report: Report, *, only_failed: bool) -> list[str]:
     ]
 
 
+class InputError(MtvlError):
+    """There is nothing to check, or it cannot be read: exit code 2."""
+
+
 def select(folder: Path, name: str) -> list[Case]:
-    """The cases of `folder`, all or those called `name`; a JSON that cannot be read ends the program."""
+    """The cases of `folder`, all or those called `name`. InputError when there are none, or one cannot be read."""
+    wanted = "expected a folder of pairs NAME.json and NAME.safetensors"
+    if not folder.is_dir():
+        raise InputError(f"{folder}: {wanted}, found {'a file' if folder.exists() else 'no such folder'}")
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        below = sorted({str(p.parent) for p in folder.glob("*/*.json")})
+        hint = f"; there are some in {', '.join(below)}" if below else ""
+        raise InputError(f"{folder}: {wanted}, found no *.json in it{hint}")
     cases = []
-    for file in sorted(folder.glob("*.json")):
+    for file in files:
         try:
             cases.append(read_case(file))
-        except (json.JSONDecodeError, UnicodeDecodeError, ValueError) as error:
-            sys.exit(f"{file} cannot be read: {error}")
+        except (OSError, ValueError) as error:  # broken JSON and broken UTF-8 are ValueErrors
+            raise InputError(f"{file} cannot be read: {error}") from None
     chosen = [c for c in cases if not name or name in (c.name, c.file.stem)]
     if not chosen:
-        known = ", ".join(c.name for c in cases) or "no case at all"
-        sys.exit(f"nothing to check in {folder}" + (f": no case {name!r}; there is {known}" if name else ""))
+        raise InputError(f"{folder}: no case {name!r}; {near_names(name, [c.name for c in cases])}")
     return chosen
 
 
@@ -84,7 +94,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # the recordings were made with one thread; tiny sizes gain nothing from more
     counts = {"PASS": 0, "FAIL": 0, "SKIP": 0}
-    for case in select(options.folder, options.case):
+    try:
+        cases = select(options.folder, options.case)
+    except InputError as error:
+        print(f"check_parity: {error}", file=sys.stderr)
+        return 2
+    for case in cases:
         verdict, text, report = check_case(case)
         if verdict == "SKIP" and options.require_all:
             verdict, text = "FAIL", f"skipped, but all are required: {text}"

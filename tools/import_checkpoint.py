@@ -28,13 +28,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mtvl.backbones.clip_bart import PRESETS, text_config
+from mtvl.backbones.clip_bart_config import PRESETS, text_config
+from mtvl.backbones.frame_tower import FRAME_TOWERS
 from mtvl.backbones.towers import TOWERS
 from mtvl.config import RunConfig, apply_overrides, to_plain, validate
 from mtvl.errors import CheckpointError, ConfigError, MtvlError
 from mtvl.export import load_export, write_export
 from mtvl.model import Model, build_model
 from mtvl.reference import Aliases, ReferenceFacts, describe_reference, load_reference, strip_prefix
+from mtvl.tasks import TASKS_DIR
+from mtvl.tasks.visual import visual_kinds
 
 HEAD_WIDTH = 64
 NESTED = ("model", "state_dict")  # where training scripts put the state when they save more than it
@@ -66,13 +69,22 @@ def read_aliases(file: Path | None) -> Aliases | None:
         raise CheckpointError(f"{file} has no table 'state_aliases': {error}") from None
 
 
-def backbone_section(facts: ReferenceFacts, overrides: list[str]) -> dict[str, Any]:
-    """The recipe's `backbone` section for a state, with the user's `overrides`."""
-    section: dict[str, Any] = {"name": "clip_bart", "visual_tokens": 36, "num_sentinels": 100, "num_slots": 100}
+def backbone_section(facts: ReferenceFacts, overrides: list[str], tasks: tuple[str, ...]) -> dict[str, Any]:
+    """The recipe's `backbone` section for a state trained on `tasks`, with the user's `overrides`."""
+    kinds = visual_kinds(tasks, TASKS_DIR)
+    if len(kinds) != 1:
+        raise ConfigError(
+            f"a released state has one projection, of pictures or of videos; {', '.join(tasks)} are tasks of both kinds"
+        )
+    section: dict[str, Any] = {"name": "clip_bart", "visual": list(kinds), "num_sentinels": 100, "num_slots": 100}
     section = apply_overrides({"backbone": section}, [f"backbone.{item}" for item in overrides])["backbone"]
-    tower = section.setdefault("tower", "rn101")
-    if tower in TOWERS and TOWERS[tower].grid[1] != facts.feature_width:
-        section.setdefault("feature_width", facts.feature_width)
+    key, option, towers, default = {
+        "grid": ("tower", "feature_width", TOWERS, "rn101"),
+        "frame": ("frame_tower", "frame_width", FRAME_TOWERS, "vit_b32"),
+    }[kinds[0]]
+    tower = section.setdefault(key, default)
+    if tower in towers and towers[tower].grid[1] != facts.feature_width:
+        section.setdefault(option, facts.feature_width)
     if section.get("weights"):
         return section
     heads = max(1, facts.text["d_model"] // HEAD_WIDTH)
@@ -122,7 +134,8 @@ def write_base(folder: Path, model: Model, config: RunConfig) -> None:
     full = text_config(type(model.backbone.config)(**section)).to_dict()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state, str(folder / "model.safetensors"))
-    content = {"text": {key: full[key] for key in sorted(keys)}, "tower": section["tower"]}
+    towers = {key: section[key] for key in ("tower", "frame_tower") if key in section}
+    content = {"text": {key: full[key] for key in sorted(keys)}, **towers}
     (folder / "backbone.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
@@ -135,7 +148,7 @@ def import_checkpoint(
     tasks = tasks or facts.tasks
     if not tasks:
         raise ConfigError("a fully fine-tuned checkpoint does not name its tasks; give them with --tasks a,b,c")
-    config = RunConfig(tasks=tasks, backbone=backbone_section(facts, overrides), petl=facts.petl)
+    config = RunConfig(tasks=tasks, backbone=backbone_section(facts, overrides, tasks), petl=facts.petl)
     validate(config)
     model = build_model(config)
     public, weights = frozen(model), config.backbone.get("weights", "")

@@ -15,11 +15,13 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from mtvl.backbones.clip_bart import bundled_folder
+from mtvl.backbones.clip_bart_config import bundled_folder
 from mtvl.config import RunConfig
 from mtvl.model import make_plan
 
 IMAGE_TASKS = ("vqa", "gqa", "nlvr2", "coco")
+VIDEO_TASKS = ("tvqa", "how2qa", "tvc", "yc2c")
+ALL_TASKS = (*IMAGE_TASKS, *VIDEO_TASKS)
 BASE = {"name": "clip_bart", "preset": "base", "tower": "rn101"}
 TINY = {
     "name": "clip_bart",
@@ -46,6 +48,17 @@ ROWS = (
     Row("clip_bart_base", "adapter", "half-shared up, image", BASE, {"name": "adapter", "share": "up"}, 8.36),
     Row("clip_bart_base", "adapter", "half-shared down, image", BASE, {"name": "adapter", "share": "down"}),
     Row("clip_bart_base", "adapter", "multiple, image", BASE, {"name": "adapter", "share": "none"}, 12.22),
+    Row("clip_bart_base", "full", "video", BASE, {"name": "full"}, 100.0, VIDEO_TASKS),
+    Row("clip_bart_base", "adapter", "single, video", BASE, {"name": "adapter", "share": "all"}, 3.39, VIDEO_TASKS),
+    Row(
+        "clip_bart_base",
+        "adapter",
+        "single, image and video",
+        BASE,
+        {"name": "adapter", "share": "all"},
+        None,
+        ALL_TASKS,
+    ),
     Row("clip_bart_tiny", "full", "image", TINY, {"name": "full"}),
     Row("clip_bart_tiny", "adapter", "single, image", TINY, {"name": "adapter", "reduction": 16, "share": "all"}),
     Row("clip_bart_tiny", "adapter", "multiple, image", TINY, {"name": "adapter", "reduction": 16, "share": "none"}),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,55 +17,26 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.bart.modeling_bart import shift_tokens_right
 
+from mtvl.backbones.clip_bart_config import (
+    STORED,
+    VISUAL_KINDS,
+    ClipBartConfig,
+    bundle_settings,
+    bundled_folder,
+    feature_widths,
+    frame_tower_name,
+    readable,
+    text_config,
+    tower_name,
+)
 from mtvl.backbones.decoding import SearchSettings, beam, greedy
+from mtvl.backbones.frame_tower import FRAME_TOWERS, FrameTower
 from mtvl.backbones.tokenizers import BartText, load_bart_tokenizer
 from mtvl.backbones.towers import TOWERS, GridTower
 from mtvl.backbones.visual import VisualEmbedding
-from mtvl.errors import CheckpointError, ConfigError, near_names
+from mtvl.errors import CheckpointError, ConfigError
 from mtvl.sites import Site
 from mtvl.types import Batch, Decoding
-
-BUNDLED = Path(__file__).parent / "weights"  # small checkpoints that ship with the package
-PRESETS: dict[str, dict[str, Any]] = {
-    "base": {
-        "vocab_size": 50265, "d_model": 768, "encoder_layers": 6, "decoder_layers": 6,
-        "encoder_attention_heads": 12, "decoder_attention_heads": 12, "encoder_ffn_dim": 3072, "decoder_ffn_dim": 3072,
-        "max_position_embeddings": 1024,
-    },
-    "large": {
-        "vocab_size": 50265, "d_model": 1024, "encoder_layers": 12, "decoder_layers": 12,
-        "encoder_attention_heads": 16, "decoder_attention_heads": 16, "encoder_ffn_dim": 4096, "decoder_ffn_dim": 4096,
-        "max_position_embeddings": 1024,
-    },
-    "tiny": {
-        "vocab_size": 600, "d_model": 128, "encoder_layers": 3, "decoder_layers": 2,
-        "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 512, "decoder_ffn_dim": 512,
-        "max_position_embeddings": 128,
-    },
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class ClipBartConfig:
-    """Options of the CLIP-BART backbone.
-
-    `weights`: a bundled name ("tiny"), a local folder, a hub name ("facebook/bart-base"), or "" for random weights of
-    the `preset` with `text` overrides (BartConfig fields). `tower_weights`: safetensors file or open_clip tag.
-    """
-
-    name: str = "clip_bart"
-    weights: str = ""
-    preset: str = "base"
-    text: dict[str, Any] = field(default_factory=dict)
-    tokenizer: str = ""
-    tower: str = ""  # "" -> rn101, or the bundled checkpoint's own
-    tower_weights: str = ""
-    feature_width: int = 0  # 0 -> the tower's; another width can only be fed with features that are handed in
-    visual_tokens: int = 36
-    num_sentinels: int = 100
-    num_slots: int = 100
-    dropout: float = 0.1
-    init_seed: int = 0
 
 
 @dataclass
@@ -76,6 +45,10 @@ class Memory:
 
     hidden: torch.Tensor
     mask: torch.Tensor
+
+    def repeat(self, times: int) -> Memory:
+        """Each row `times` times in a row."""
+        return Memory(self.hidden.repeat_interleave(times, dim=0), self.mask.repeat_interleave(times, dim=0))
 
 
 _LINEAR = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "out_proj": "out"}
@@ -107,18 +80,20 @@ class ClipBart(nn.Module):
     family = "bart"
     Config = ClipBartConfig
 
-    def __init__(self, config: ClipBartConfig, text: BartConfig, feature_width: int) -> None:
+    def __init__(self, config: ClipBartConfig, text: BartConfig, widths: dict[str, int]) -> None:
+        """`widths`: F of each kind of features, in the order of their projections."""
         super().__init__()
-        self.config = config
+        self.config, self.widths = config, dict(widths)
         text.vocab_size += config.num_sentinels + config.num_slots
         for key in ("dropout", "attention_dropout", "activation_dropout"):
             setattr(text, key, config.dropout)
         text._attn_implementation = "sdpa"
         self.bart = BartForConditionalGeneration(text)
         self.bart.generation_config.forced_eos_token_id = None
-        self.visual = VisualEmbedding({"grid": feature_width}, text.d_model, num_tokens=config.visual_tokens)
+        self.visual = VisualEmbedding(
+            self.widths, text.d_model, num_tokens=config.visual_tokens, num_slots=config.num_slots
+        )
         self.visual.apply(self.bart._init_weights)
-        self.feature_width = feature_width
 
     # ---- building -----------------------------------------------------------------------------------------------
 
@@ -126,14 +101,13 @@ class ClipBart(nn.Module):
     def build(cls, config: ClipBartConfig, *, meta: bool = False) -> ClipBart:
         """Build from a configuration or a checkpoint; with `meta` only shapes, no weights and no memory."""
         folder = bundled_folder(config.weights)
-        text, tower = text_config(config), tower_name(config)
-        width = config.feature_width or TOWERS[tower].grid[1]
+        text, widths = text_config(config), feature_widths(config)
         if meta:
             with torch.device("meta"):
-                return cls(config, text, width)
+                return cls(config, text, widths)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.init_seed)  # rows and projections that no checkpoint holds
-            model = cls(config, text, width)
+            model = cls(config, text, widths)
         if folder is not None:
             model._load_bundle(folder)
         elif config.weights:
@@ -142,11 +116,17 @@ class ClipBart(nn.Module):
 
     def _load_bundle(self, folder: Path) -> None:
         state = {k: v.float() for k, v in load_file(str(folder / "model.safetensors")).items()}
+        for kind in set(VISUAL_KINDS) - set(self.widths):  # a run without videos needs no projection of frames
+            state = {k: v for k, v in state.items() if not k.startswith(f"visual.features.{kind}.")}
         missing, unexpected = self.load_state_dict(state, strict=False)
         tied = {"bart.model.encoder.embed_tokens.weight", "bart.model.decoder.embed_tokens.weight",
                 "bart.lm_head.weight", "bart.final_logits_bias"}  # fmt: skip
-        if set(missing) - tied or unexpected:
-            raise CheckpointError(f"{folder}: missing {sorted(set(missing) - tied)[:3]}, unexpected {unexpected[:3]}")
+        # A projection of features that the checkpoint was not pretrained with starts at random, as with public weights.
+        fresh = {k for k in missing if k.startswith("visual.features.")}
+        if set(missing) - tied - fresh or unexpected:
+            raise CheckpointError(
+                f"{folder}: missing {sorted(set(missing) - tied - fresh)[:3]}, unexpected {unexpected[:3]}"
+            )
 
     def _load_bart(self, source: str) -> None:
         """Plain BART weights: their token rows are copied, sentinel and slot rows stay random."""
@@ -178,25 +158,46 @@ class ClipBart(nn.Module):
             raise ConfigError(f"tokenizer {source} has {len(tokenizer)} ids, the token table only {limit} text rows")
         return tokenizer
 
-    def tower(self) -> GridTower:
-        """The frozen visual tower that this backbone was configured with."""
-        width = TOWERS[tower_name(self.config)].grid[1]
-        if width != self.feature_width:
+    @property
+    def max_tokens(self) -> int:
+        """Longest source or target text: the learned positions."""
+        return int(self.bart.config.max_position_embeddings)
+
+    @property
+    def max_frames(self) -> int:
+        """Most frames of a video; a frame may give several tokens."""
+        return self.config.frames or int(bundle_settings(self.config).get("frames", 64))
+
+    def stored_grid(self, kind: str) -> tuple[int, int]:
+        """(P, F) of stored features in place of a tower's: 7 x 7 cells of a picture, one row of a frame."""
+        return (49 if kind == "grid" else 1), self.widths[kind]
+
+    def tower(self, kind: str = "grid") -> GridTower | FrameTower | None:
+        """The frozen visual tower for one kind of features, as configured; None where all features are stored ones."""
+        settings, folder = self.config, bundled_folder(self.config.weights)
+        if kind == "grid":
+            name, weights, key = tower_name(settings), settings.tower_weights, "tower"
+            configured = settings.tower
+            width = self.widths[kind] if name == STORED else TOWERS[name].grid[1]
+        else:
+            name, weights, key = frame_tower_name(settings), settings.frame_tower_weights, "frame_tower"
+            configured = settings.frame_tower
+            width = self.widths[kind] if name == STORED else FRAME_TOWERS[name].grid[1]
+        if name == STORED:
+            return None
+        if kind in self.widths and width != self.widths[kind]:
+            option = "feature_width" if kind == "grid" else "frame_width"
+            raise ConfigError(f"'backbone.{option}' is {self.widths[kind]}, the tower {name} gives {width}")
+        if not weights and folder is not None and not configured:
+            weights = str(folder / f"{key}.safetensors")
+        if not weights and settings.weights:
             raise ConfigError(
-                f"'backbone.feature_width' is {self.feature_width}, the tower {tower_name(self.config)} gives {width}"
-            )
-        folder = bundled_folder(self.config.weights)
-        weights = self.config.tower_weights
-        if not weights and folder is not None and not self.config.tower:
-            weights = str(folder / "tower.safetensors")
-        if not weights and self.config.weights:
-            raise ConfigError(
-                f"'backbone.weights' is {self.config.weights} but 'backbone.tower_weights' is empty: the tower "
-                f"{tower_name(self.config)} would be random; give a safetensors file or an open_clip tag such as openai"
+                f"'backbone.weights' is {settings.weights} but 'backbone.{key}_weights' is empty: the tower {name} would "
+                "be random; give a safetensors file or an open_clip tag such as openai"
             )
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.init_seed)  # a random tower must be the same on all ranks and in evaluation
-            return GridTower(tower_name(self.config), weights)
+            torch.manual_seed(settings.init_seed)  # a random tower must be the same on all ranks and in evaluation
+            return GridTower(name, weights) if kind == "grid" else FrameTower(name, weights)
 
     # ---- what methods see ---------------------------------------------------------------------------------------
 
@@ -233,15 +234,18 @@ class ClipBart(nn.Module):
             self.bart.gradient_checkpointing_disable()
 
     def encode(self, batch: Batch) -> Memory:
-        """Joint encoding of text (B, S) and pictures (B, N, P, F) -> Memory over S + V positions."""
+        """Joint encoding of text (B, S) and features (B, N, P, F) -> Memory over S + V positions; padded frames masked."""
         encoder = self.bart.model.encoder
         text = encoder.embed_tokens(batch.source_ids)
         text = text + encoder.embed_positions(batch.source_ids)
         hidden, mask = encoder.layernorm_embedding(text), batch.source_mask
         if batch.features.shape[1]:
-            tokens = self.visual(batch.features, self.bart.model.shared.weight)
+            tokens = self.visual(batch.features, self.bart.model.shared.weight, batch.feature_kind)
+            is_there = mask.new_ones(tokens.shape[:2])
+            if batch.feature_kind == "frame":
+                is_there = batch.feature_mask.flatten(1)
             hidden = torch.cat([hidden, tokens.to(hidden.dtype)], dim=1)
-            mask = torch.cat([mask, mask.new_ones(tokens.shape[:2])], dim=1)
+            mask = torch.cat([mask, is_there], dim=1)
         hidden = nn.functional.dropout(hidden, p=encoder.dropout, training=self.training)
         attention = create_bidirectional_mask(config=self.bart.config, inputs_embeds=hidden, attention_mask=mask)
         for layer in encoder.layers:
@@ -266,7 +270,7 @@ class ClipBart(nn.Module):
             early_stopping=decoding.early_stopping,
         )  # fmt: skip
         if decoding.num_beams > 1:
-            memory = Memory(*(t.repeat_interleave(decoding.num_beams, dim=0) for t in (memory.hidden, memory.mask)))
+            memory = memory.repeat(decoding.num_beams)
         cache = EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
 
         def step(last: torch.Tensor) -> torch.Tensor:
@@ -296,59 +300,3 @@ class ClipBart(nn.Module):
         target = torch.tensor([list(choices[0][: prefix + 1])], device=memory.hidden.device)
         logits = self.decode(memory, target.expand(memory.hidden.shape[0], -1))[:, prefix]
         return torch.log_softmax(logits.float(), dim=-1)[:, first]
-
-
-def bundled_folder(weights: str) -> Path | None:
-    """Folder of a checkpoint in our own layout: bundled by name, or any folder with a backbone.json."""
-    for folder in (BUNDLED / weights, Path(weights)):
-        if weights and (folder / "backbone.json").is_file():
-            return folder
-    return None
-
-
-def bundle_settings(config: ClipBartConfig) -> dict[str, Any]:
-    """backbone.json of a bundled checkpoint ({} when there is none)."""
-    folder = bundled_folder(config.weights)
-    return json.loads((folder / "backbone.json").read_text()) if folder else {}
-
-
-@contextlib.contextmanager
-def readable(source: str) -> Iterator[None]:
-    """Turn what transformers raises about `source` into an error that says what would have been accepted."""
-    bundled = [p.parent.name for p in BUNDLED.glob("*/backbone.json")]
-    if not Path(source).is_dir() and source.count("/") != 1:
-        raise ConfigError(
-            f"'backbone.weights' is {source!r}: no folder, no hub name of the form owner/name, and not bundled; "
-            f"{near_names(source, bundled)}"
-        )
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(f"'backbone.weights' {source}: cannot be loaded ({str(error).splitlines()[0]})") from None
-
-
-def text_config(config: ClipBartConfig) -> BartConfig:
-    """The BartConfig without sentinel and slot rows."""
-    bundle = bundle_settings(config)
-    if bundle:
-        values = bundle["text"]
-    elif config.weights:
-        with readable(config.weights):
-            return BartConfig.from_pretrained(config.weights, **config.text)
-    elif config.preset in PRESETS:
-        values = PRESETS[config.preset]
-    else:
-        raise ConfigError(f"unknown 'backbone.preset' {config.preset!r}; {near_names(config.preset, PRESETS)}")
-    defaults = {
-        "activation_function": "gelu", "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2,
-        "decoder_start_token_id": 2, "scale_embedding": False,
-    }  # fmt: skip
-    return BartConfig(**{**defaults, **values, **config.text})
-
-
-def tower_name(config: ClipBartConfig) -> str:
-    """The tower's name: as configured, else the bundled checkpoint's, else RN101."""
-    name = config.tower or bundle_settings(config).get("tower", "rn101")
-    if name not in TOWERS:
-        raise ConfigError(f"unknown 'backbone.tower' {name!r}; {near_names(name, TOWERS)}")
-    return str(name)

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mtvl.errors import CheckpointError
 
+ALPHABET = sorted(set("abcdefghijklmnopqrstuvwxyz0123456789.,:;?!'-_/()[]\"&"))  # of a tokenizer that is trained here
 SPECIAL = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>"}
 
 
@@ -60,11 +61,10 @@ def train_bart_tokenizer(texts: Iterable[str], file: Path, vocab_size: int = 100
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     tokenizer.decoder = decoders.BPEDecoder(suffix="</w>")
-    alphabet = sorted(set("abcdefghijklmnopqrstuvwxyz0123456789.,:;?!'-_/()\"&"))
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
-        initial_alphabet=alphabet,
+        initial_alphabet=ALPHABET,
         end_of_word_suffix="</w>",
         show_progress=False,
     )

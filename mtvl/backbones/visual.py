@@ -1,28 +1,34 @@
-"""The visual embedding of VL-Adapter: grid features to encoder tokens."""
+"""The visual embedding of VL-Adapter: features of pictures and of video frames to encoder tokens."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
+from mtvl.errors import ConfigError
+
 
 class VisualEmbedding(nn.Module):
-    """Projects grid features and adds position, image-order and slot terms.
+    """Projects features and adds position, image-order and slot terms; one projection for each kind of feature.
 
-    token = norm(linear(feature)) + norm(linear(box)) + image_order[n] + token_table[K - 1 - slot]
+    token = norm(linear_kind(feature)) + norm(linear(box)) + image_order[n] + token_table[K - 1 - slot]
 
-    The boxes of grid features are all zero, so the second term is one learned vector; its linear weight receives an
+    "grid" features of a picture are pooled to `num_tokens`; "frame" features of a video are taken as they are, in order
+    of time. Position, image-order and slot terms are shared. The boxes of grid features are all zero, so the second term is one learned vector; its linear weight receives an
     exactly zero gradient. The slot rows live in the language model's token table (the last `num_slots` rows) and are
     frozen and random unless the method trains that table: an adapter export has to carry them.
     *Source:* VL-Adapter, section 3 (theta V->L) and its released code.
     """
 
-    def __init__(self, feature_widths: dict[str, int], d_model: int, *, num_tokens: int, num_images: int = 2) -> None:
+    def __init__(
+        self, feature_widths: dict[str, int], d_model: int, *, num_tokens: int, num_slots: int = 0, num_images: int = 2
+    ) -> None:
         super().__init__()
         side = round(num_tokens**0.5)
         if side * side != num_tokens:
             raise ValueError(f"num_tokens must be a square number, found {num_tokens}")
         self.side = side
+        self.num_slots = num_slots or num_tokens
         self.features = nn.ModuleDict(
             {
                 kind: nn.Sequential(nn.Linear(width, d_model), nn.LayerNorm(d_model))
@@ -43,12 +49,18 @@ class VisualEmbedding(nn.Module):
         return pooled.permute(0, 2, 3, 1).reshape(rows, images, self.side * self.side, width)
 
     def forward(self, features: torch.Tensor, token_table: torch.Tensor, kind: str = "grid") -> torch.Tensor:
-        """(B, N, P, F) -> (B, V, D), V = N * num_tokens; slots start again at 0 for every picture."""
+        """(B, N, P, F) -> (B, V, D), V = N * num_tokens ("grid") or N * P; slots start again at 0 for every picture."""
+        if kind not in self.features:
+            raise ConfigError(f"this model has no projection for {kind!r} features, only for {', '.join(self.features)}; "
+                              "its tasks had none: train on a task of that kind, or set 'backbone.visual'")  # fmt: skip
         linear = self.features[kind][0]
-        pooled = self.pool(features.to(linear.weight.dtype))
+        given = features.to(linear.weight.dtype)
+        pooled = self.pool(given) if kind == "grid" else given
         rows, images, tokens, _ = pooled.shape
         if images > self.image_order.num_embeddings:
             raise ValueError(f"at most {self.image_order.num_embeddings} pictures a sample, found {images}")
+        if tokens > self.num_slots:
+            raise ValueError(f"at most {self.num_slots} visual tokens a picture or video, found {tokens}")
         slots = token_table[-tokens:].flip(0)  # slot i uses row K - 1 - i
         boxes = pooled.new_zeros(1, 5)
         out = self.features[kind](pooled) + self.position(boxes)

@@ -32,6 +32,17 @@ class FeatureSource(Protocol):
         """(len(paths), P, F) float32."""
 
 
+class FrameSource(Protocol):
+    """Where the features of video frames come from; `mtvl.data.features` has one."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(P, F) of a frame."""
+
+    def read(self, path: str, span: tuple[float, float] | None = None) -> torch.Tensor:
+        """(T, P, F) float32: the frames of `span` (seconds; None: all) in order of time, at least one."""
+
+
 class Encoded(NamedTuple):
     """Wrapped ids of a text, int64, and what the limit cost: tokens cut in all, and those of segments to be kept."""
 
@@ -43,7 +54,9 @@ class Encoded(NamedTuple):
 class Collator:
     """Makes batches with `tokenizer` under the `limits` of each task; safe to call from several threads.
 
-    `features` may be None when no task has pictures. `text_only` puts zeros in place of features without reading any.
+    `features` may be None when no task has pictures, `frames` when none has videos. At most `max_frames` of a video are
+    kept. `max_tokens` is the longest text that the backbone can read or write (0: no limit); it binds where a task's limit
+    is higher. `text_only` puts zeros in place of features without reading any.
     `multiple_of` rounds padded lengths up. `seed` decides, with task, uid and epoch, which target is drawn, so the draw
     is the same for any number of ranks, micro-batches and workers.
     """
@@ -54,6 +67,9 @@ class Collator:
         features: FeatureSource | None,
         limits: Mapping[str, Limits],
         *,
+        frames: FrameSource | None = None,
+        max_frames: int = 64,
+        max_tokens: int = 0,
         seed: int = 0,
         text_only: bool = False,
         multiple_of: int = 1,
@@ -63,7 +79,9 @@ class Collator:
                 if tokens < 0 or 0 < tokens <= tokenizer.num_special:
                     raise ConfigError(f"task '{task}': '{name}' is {tokens}, expected 0 (no limit) or more than the "
                                       f"{tokenizer.num_special} special tokens of this backbone")  # fmt: skip
-        self._tokenizer, self._features, self._limits = tokenizer, features, dict(limits)
+        self._tokenizer, self._features = tokenizer, features
+        self._limits = {name: _bounded(limit, max_tokens) for name, limit in limits.items()}
+        self._frames, self._max_frames = frames, max_frames
         self._seed, self._text_only, self._multiple_of = seed, text_only, multiple_of
         # Fast tokenizers refuse to be used by two threads at once ("Already borrowed").
         self._tokenizer_lock = threading.Lock()
@@ -94,14 +112,19 @@ class Collator:
         source_ids, source_mask = self._pad([s.ids for s in sources], self._tokenizer.pad_id)
         target_ids, target_mask = self._pad([w.ids if w else _NO_IDS for w in wanted], IGNORE)
         self._count(task, sources, wanted, source_mask, target_mask)
+        kind = "frame" if examples[0].visual.video else "grid"
+        visual, visual_mask = self._load_video(examples) if kind == "frame" else self._load_features(examples)
         return Batch(
             task=task,
             uids=tuple(e.uid for e in examples),
             source_ids=source_ids,
             source_mask=source_mask,
-            features=self._load_features(examples),
+            features=visual,
+            feature_mask=visual_mask,  # type: ignore[arg-type]
+            feature_kind=kind,
             target_ids=target_ids,
             target_weights=torch.tensor([t.weight if t else 0.0 for t in targets], dtype=torch.float32),
+            choice_ids=None if training else self._choices(examples, limits.target_tokens),  # type: ignore[arg-type]
         )
 
     def num_target_tokens(self, task: str, examples: Sequence[Example], epoch_keys: Sequence[int]) -> int:
@@ -130,6 +153,18 @@ class Collator:
                     "cut_targets": c["cut_targets"],
                 }
         return result
+
+    def _choices(self, examples: Sequence[Example], limit: int) -> torch.Tensor | None:
+        """Ids (B, C, T) of the rows' own choices, or None when they have none."""
+        count = len(examples[0].choices)
+        other = next((e for e in examples if len(e.choices) != count), None)
+        if other is not None:
+            raise DataError(f"task '{other.task}': '{other.uid}' has {len(other.choices)} choices, '{examples[0].uid}' "
+                            f"has {count}; all examples need the same number")  # fmt: skip
+        if not count:
+            return None
+        ids, _ = self._pad([self._target(text, limit).ids for e in examples for text in e.choices], IGNORE)
+        return ids.view(len(examples), count, -1)
 
     def _limits_of(self, task: str) -> Limits:
         try:
@@ -183,7 +218,8 @@ class Collator:
         ids[mask] = np.concatenate(rows)
         return torch.from_numpy(ids), torch.from_numpy(mask)
 
-    def _load_features(self, examples: Sequence[Example]) -> torch.Tensor:
+    def _load_features(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Grid features (B, N, P, F) of the pictures; all of them are there."""
         num_pictures = len(examples[0].visual.images)
         for e in examples:
             if len(e.visual.images) != num_pictures:
@@ -191,15 +227,41 @@ class Collator:
                     f"task '{e.task}': all examples need the same number of pictures; '{examples[0].uid}' has "
                     f"{num_pictures}, '{e.uid}' has {len(e.visual.images)}"
                 )
+            if e.visual.video:
+                raise DataError(f"task '{e.task}': '{e.uid}' has a video, '{examples[0].uid}' has none; "
+                                "all examples of a task need the same kind")  # fmt: skip
         if num_pictures == 0:
-            return torch.zeros(len(examples), 0, 0, 0)
+            return torch.zeros(len(examples), 0, 0, 0), None
         if self._features is None:
             raise ConfigError(f"task '{examples[0].task}' has pictures, but the collator was made without a feature "
                               "source")  # fmt: skip
         shape = (len(examples), num_pictures, *self._features.grid)
         if self._text_only:
-            return torch.zeros(shape)
-        return self._features.get([path for e in examples for path in e.visual.images]).view(shape)
+            return torch.zeros(shape), None
+        return self._features.get([path for e in examples for path in e.visual.images]).view(shape), None
+
+    def _load_video(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Frame tokens (B, 1, P, F) padded to the longest video of the batch, and their mask (B, 1, P)."""
+        if self._frames is None:
+            raise ConfigError(
+                f"task '{examples[0].task}' has videos, but the collator was made without a source of frames"
+            )
+        bare = next((e for e in examples if not e.visual.video or e.visual.images), None)
+        if bare is not None:
+            raise DataError(f"task '{bare.task}': '{bare.uid}' has no video or has pictures beside it; "
+                            "all examples of a task need the same kind")  # fmt: skip
+        tokens, width = self._frames.grid
+        if self._text_only:
+            shape = (len(examples), 1, self._max_frames * tokens)
+            return torch.zeros(*shape, width), torch.ones(shape, dtype=torch.bool)
+        rows = [shorten_video(self._frames.read(e.visual.video, e.visual.span), self._max_frames) for e in examples]
+        longest = max(len(row) for row in rows)
+        features = torch.zeros(len(rows), 1, longest * tokens, width)
+        mask = torch.zeros(features.shape[:3], dtype=torch.bool)
+        for i, row in enumerate(rows):
+            features[i, 0, : len(row) * tokens] = row.reshape(-1, width)
+            mask[i, 0, : len(row) * tokens] = True
+        return features, mask
 
     def _count(
         self,
@@ -225,7 +287,27 @@ class Collator:
                 counts[name] += value
 
 
+def shorten_video(rows: torch.Tensor, max_frames: int) -> torch.Tensor:
+    """(T, P, F) -> (min(T, max_frames), P, F) by adaptive max pooling over time.
+
+    *Source:* VL-Adapter's loader of video features, for videos of more than 64 frames.
+    """
+    frames, tokens, width = rows.shape
+    if frames <= max_frames:
+        return rows
+    flat = rows.permute(1, 2, 0).reshape(1, tokens * width, frames)
+    pooled = torch.nn.functional.adaptive_max_pool1d(flat, max_frames)
+    return pooled.reshape(tokens, width, max_frames).permute(2, 0, 1)
+
+
 _NO_IDS = np.empty(0, dtype=np.int64)
+
+
+def _bounded(limits: Limits, most: int) -> Limits:
+    """`limits` with neither above `most` (0: as they are)."""
+    if not most:
+        return limits
+    return Limits(*(min(tokens or most, most) for tokens in (limits.source_tokens, limits.target_tokens)))
 
 
 def draw_target(example: Example, seed: int, epoch: int) -> Target:

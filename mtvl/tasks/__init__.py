@@ -21,6 +21,7 @@ TASKS = Registry(
         "gqa": "mtvl.tasks.gqa:GQA",
         "statement": "mtvl.tasks.statement:Statement",
         "caption": "mtvl.tasks.caption:Caption",
+        "choice": "mtvl.tasks.choice:Choice",
     },
 )
 
@@ -40,11 +41,13 @@ def load_task(
     root: Path,
     family: str = "",
     evaluate: EvaluateConfig | None = None,
+    overlay: Mapping[str, Any] | None = None,
     tasks_dir: Path | None = None,
 ) -> BaseTask:
     """Read `tasks/NAME.yaml` and return its Task on the data below `root`; no data file is opened yet.
 
-    `family` names the backbone family whose `families:` section is laid over the file. Raises ConfigError for an
+    `family` names the backbone family whose `families:` section is laid over the file, `overlay` holds keys of the run
+    that go over both. Raises ConfigError for an
     unknown name (with near names), for a name that is a path, and for every unknown key or wrong type.
     """
     folder = tasks_dir or TASKS_DIR
@@ -54,19 +57,21 @@ def load_task(
         raise ConfigError(f"expected the name of a file in {folder} without its ending, found {name!r}")
     if not (folder / f"{name}.yaml").is_file():
         raise ConfigError(f"unknown task {name!r}; {near_names(name, task_names(folder))}")
-    config = read_task_config(name, folder / f"{name}.yaml", family)
+    config = read_task_config(name, folder / f"{name}.yaml", family, overlay)
     return TASKS.load(config.kind)(name, config, Path(root).absolute(), evaluate or EvaluateConfig())
 
 
-def read_task_config(name: str, file: Path, family: str = "") -> TaskConfig:
-    """Parse and check one task file, the settings of `family` laid over it."""
+def read_task_config(
+    name: str, file: Path, family: str = "", overlay: Mapping[str, Any] | None = None
+) -> TaskConfig:  # fmt: skip
+    """Parse and check one task file, the settings of `family` and then `overlay` laid over it."""
     values = read_yaml(file)
     families = values.get("families") or {}
     if not isinstance(families, dict) or not all(isinstance(v, dict) for v in families.values()):
         raise ConfigError(f"'{name}.families' expects a section of keys for each family, found {families!r}")
     for each in families:  # a slip in a family that is not in use now is a slip all the same
         validate(name, parse_section(TaskConfig, _overlay(values, families[each]), name), TASKS)
-    config = parse_section(TaskConfig, _overlay(values, families.get(family, {})), name)
+    config = parse_section(TaskConfig, _overlay(_overlay(values, families.get(family, {})), overlay or {}), name)
     validate(name, config, TASKS)
     return config
 

@@ -10,22 +10,43 @@ from pathlib import Path
 from typing import Any
 
 from mtvl.config import EvaluateConfig
-from mtvl.data.formats.rows import Row
+from mtvl.data import shards
+from mtvl.data.formats.rows import Clip, Row, SubtitleLine
 from mtvl.errors import ConfigError, DataError, near_names
 from mtvl.registry import Registry
+from mtvl.tasks.results import ResultFile
 from mtvl.tasks.sources import Source, SourceConfig, choose_source, collector_paused
-from mtvl.types import Decoding, Example, Limits, Prediction, Scores, Segment
+from mtvl.types import Decoding, Example, Limits, Prediction, Scores, Segment, Visual
 
 # Below the prompt, so that a limit on the source cuts the end of the question; above optional context.
 QUESTION_PRIORITY = 90
+SUBTITLES_PRIORITY = 10
 
 LOSSES = ("sample_mean", "token_mean")
-MODES = ("generate", "choose")
+MODES = ("generate", "choose", "rank")
+SPANS = ("select", "text")
+SUBTITLES = ("span", "all")
+
+
+@dataclass(frozen=True)
+class VideoConfig:
+    """What a time span does in a task on videos; it always stands in the text.
+
+    `span` "select" takes the frames inside it, "text" all frames. `subtitles` "span" takes the lines that overlap it,
+    "all" those of the whole video. *Source:* "text" and "all" are VL-Adapter's.
+    """
+
+    span: str = "select"
+    subtitles: str = "span"
 
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """Content of `tasks/NAME.yaml`. `sources` are alternatives: the most complete one below the data root is used."""
+    """Content of `tasks/NAME.yaml`. `sources` are alternatives: the most complete one below the data root is used.
+
+    A section `video` says that the task is on videos. `ascii_only` is VALUE's rule for scoring captions: every
+    character outside ASCII becomes a space.
+    """
 
     kind: str
     primary: str
@@ -34,6 +55,8 @@ class TaskConfig:
     limits: Limits = field(default_factory=Limits)
     decoding: Decoding = field(default_factory=Decoding)
     loss: str = "sample_mean"
+    video: VideoConfig | None = None
+    ascii_only: bool = False
     families: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -41,7 +64,10 @@ def validate(name: str, config: TaskConfig, kinds: Registry) -> None:
     """Checks over the fields of a task file; ConfigError with the dotted path."""
     if config.kind not in kinds:
         raise ConfigError(f"'{name}.kind': unknown kind of task {config.kind!r}; {near_names(config.kind, kinds)}")
-    for key, value, known in (("loss", config.loss, LOSSES), ("decoding.mode", config.decoding.mode, MODES)):
+    words = [("loss", config.loss, LOSSES), ("decoding.mode", config.decoding.mode, MODES)]
+    if config.video is not None:
+        words += [("video.span", config.video.span, SPANS), ("video.subtitles", config.video.subtitles, SUBTITLES)]
+    for key, value, known in words:
         if value not in known:
             raise ConfigError(f"unknown '{name}.{key}' {value!r}; {near_names(value, known)}")
     decoding, limits = config.decoding, config.limits
@@ -57,6 +83,19 @@ def validate(name: str, config: TaskConfig, kinds: Registry) -> None:
             raise ConfigError(f"'{name}.{key}' expects at least {bound}, found {number}")
     if not config.sources:
         raise ConfigError(f"'{name}.sources' expects at least one source of files, found none")
+    _check_visual(name, config)
+
+
+def _check_visual(name: str, config: TaskConfig) -> None:
+    """Pictures or videos, the same in all sources and as the section `video` says."""
+    key, other = ("pictures", "videos") if config.video is None else ("videos", "pictures")
+    for number, source in enumerate(config.sources):
+        if not getattr(source, key) or getattr(source, other):
+            said = "has no section" if config.video is None else "has a section"
+            raise ConfigError(
+                f"'{name}.sources[{number}]' expects patterns under '{key}' and none under '{other}': "
+                f"the task {said} 'video'"
+            )
 
 
 class BaseTask(ABC):
@@ -84,12 +123,19 @@ class BaseTask(ABC):
         return self._source
 
     def examples(self, split: str) -> Sequence[Example]:
-        """All examples of `split` in file order; raises DataError, never drops a row silently."""
+        """All examples of `split` in file order; raises DataError, never drops a row silently.
+
+        Shards of the split below the root (`mtvl.data.shards`) go before the benchmark's own files.
+        """
+        if split not in self._examples and shards.has_shards(self.root, self.name, split):
+            with collector_paused():
+                settings = shards.example_settings(self.config)
+                self._examples[split] = shards.read(self.root, self.name, split, settings)
         if split not in self._examples:
             with collector_paused():
-                rows, images = self.source.load(split)
-                pairs = zip(rows, images, strict=True)
-                made = tuple(e for row, paths in pairs for e in self._from_row(row, paths, split))
+                rows, files = self.source.load(split)
+                pairs = zip(rows, files, strict=True)
+                made = tuple(e for row, paths in pairs for e in self._from_row(row, self._visual(row, paths), split))
             if split == "train":
                 self._need_targets(made, rows)
             self._examples[split] = made
@@ -122,17 +168,63 @@ class BaseTask(ABC):
             raise ConfigError(f"'{self.name}.primary': {near_names(self.primary, scores.metrics)}")
         return scores
 
+    def result_file(
+        self, predictions: Sequence[Prediction], examples: Sequence[Example], split: str
+    ) -> ResultFile | None:
+        """Predictions of a whole split in the form that the benchmark's server takes; None when there is no such form.
+
+        Raises DataError when the predictions are not exactly those of the examples.
+        """
+        texts = match(self.name, predictions, examples)
+        return self._result_file(texts, f"{self.name}_{split}")
+
+    def _result_file(self, texts: Mapping[str, str], stem: str) -> ResultFile | None:
+        """One text for each uid as a file called `stem` with an ending."""
+        return None
+
+    def _visual(self, row: Row, paths: tuple[str, ...]) -> Visual:
+        """Pictures, or the video and the seconds of it that are looked at."""
+        if row.clip is None or self.config.video is None:
+            return Visual(images=paths)
+        return Visual(video=paths[0], span=row.clip.span if self.config.video.span == "select" else None)
+
     def _segments(self, question: str) -> tuple[Segment, ...]:
         """Prompt and question (or statement), in the order in which the model reads them."""
         return Segment("prompt", self.config.prompt), Segment("question", question, QUESTION_PRIORITY)
 
+    def _video_segments(self, clip: Clip, *middle: Segment) -> tuple[Segment, ...]:
+        """Subtitles, the segments `middle` with the time span after the first of them, and the prompt at the end.
+
+        Over the limit only subtitles lose tokens. *Source:* the order and the marks are VL-Adapter's.
+        """
+        said = clip.subtitles or ()
+        if self.config.video is not None and self.config.video.subtitles == "span" and clip.span is not None:
+            said = tuple(line for line in said if overlaps(line, clip.span))
+        texts = ["[Subs]", *(line.text for line in said if line.text)]
+        span = (Segment("time_span", f" [TS] ({clip.ts})"),) if clip.ts else ()
+        return (
+            Segment("subtitles", " ".join(texts), SUBTITLES_PRIORITY), *middle[:1], *span, *middle[1:],
+            Segment("prompt", f" {self.config.prompt}"),
+        )  # fmt: skip
+
     @abstractmethod
-    def _from_row(self, row: Any, images: tuple[str, ...], split: str) -> Iterable[Example]:
-        """Examples of one row with its picture paths."""
+    def _from_row(self, row: Any, visual: Visual, split: str) -> Iterable[Example]:
+        """Examples of one row with its pictures or video."""
 
     @abstractmethod
     def _score(self, texts: Mapping[str, str], examples: Mapping[str, Example]) -> Scores:
         """Scores of one text for each example, by uid in the order of the examples."""
+
+
+def subset_of(row: Row) -> dict[str, str]:
+    """What a reference says of the part of the set to which `row` belongs; {} in sets without parts."""
+    return {} if row.is_held_out is None else {"subset": "held_out" if row.is_held_out else "not_held_out"}
+
+
+def overlaps(line: SubtitleLine, span: tuple[float, float]) -> bool:
+    """True when something of `line` lies inside `span`; a line without length does when its instant does."""
+    start, end = span
+    return (line.start < end and line.end > start) or (line.start == line.end and start <= line.start < end)
 
 
 def match(name: str, predictions: Sequence[Prediction], examples: Sequence[Example]) -> dict[str, str]:

@@ -22,9 +22,15 @@ def constant_baseline(task: Task, train_examples: Sequence[Example], eval_exampl
 
 
 def heaviest_answer(examples: Sequence[Example]) -> str:
-    """The answer with the largest sum of target weights; the first in the alphabet on a tie."""
+    """The answer with the largest sum of target weights; the first in the alphabet on a tie.
+
+    Where every example has choices of its own it is the name of a choice.
+    """
     weights: dict[str, float] = defaultdict(float)
     for example in examples:
+        if example.choices:
+            weights[example.references["answer"]] += 1
+            continue
         for target in example.targets:
             weights[target.text] += target.weight
     if not weights:

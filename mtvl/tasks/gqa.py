@@ -12,20 +12,21 @@ from typing import Any
 from mtvl.data.formats.rows import QuestionRow
 from mtvl.metrics.gqa import score_gqa
 from mtvl.tasks.base import BaseTask
+from mtvl.tasks.results import ResultFile, gqa_results
 from mtvl.types import Example, Scores, Target, Visual
 
 
 class GQA(BaseTask):
     """GQA. Where the *all* questions are evaluated, the unbalanced ones serve only consistency."""
 
-    def _from_row(self, row: QuestionRow, images: tuple[str, ...], split: str) -> Iterable[Example]:
+    def _from_row(self, row: QuestionRow, visual: Visual, split: str) -> Iterable[Example]:
         answer = row.answers[0]["answer"] if row.answers else None
         references = {} if answer is None else {**row.details, "question": row.question, "answer": answer}
         yield Example(
             uid=row.uid,
             task=self.name,
             segments=self._segments(row.question),
-            visual=Visual(images),
+            visual=visual,
             targets=() if answer is None else (Target(answer),),
             references=references,
         )
@@ -43,6 +44,9 @@ class GQA(BaseTask):
         if all(r["groups"]["global"] is None for r in balanced.values()):
             empty.add("distribution")
         return dataclasses.replace(result, metrics={k: v for k, v in result.metrics.items() if k not in empty})
+
+    def _result_file(self, texts: Mapping[str, str], stem: str) -> ResultFile | None:
+        return gqa_results(texts, stem)
 
 
 def _complete(reference: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mtvl.data.formats import FORMATS
-from mtvl.data.formats.pictures import PictureIndex
+from mtvl.data.formats.pictures import FileIndex, PictureIndex, VideoIndex
 from mtvl.data.formats.rows import Reader, Row
 from mtvl.errors import ConfigError, DataError, near_names
 
@@ -21,28 +21,32 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """One layout: a format, files (split -> role -> all files to read, relative to the data root), picture patterns.
+    """One layout: a format, files (split -> role -> all files to read, relative to the data root), path patterns.
 
-    `published` are the sizes that the benchmark's authors state, for checking one's copy. `hints` (split -> text)
+    The patterns are those of `pictures` or those of `videos`, best first. `published` are the sizes that the benchmark's authors state, for checking one's copy. `hints` (split -> text)
     are added to the error when the files of a split are missing.
     """
 
     format: str
     files: dict[str, dict[str, tuple[str, ...]]]
-    pictures: tuple[str, ...]
+    pictures: tuple[str, ...] = ()
+    videos: tuple[str, ...] = ()
     published: dict[str, int] = field(default_factory=dict)
     hints: dict[str, str] = field(default_factory=dict)
 
 
 class Source:
-    """A layout on a data root."""
+    """A layout on a data root. `without_subtitles`: split that was loaded -> its videos, and those without subtitles."""
 
     def __init__(self, task: str, config: SourceConfig, root: Path) -> None:
         self.task = task
         self.config = config
         self.root = root
         self.reader: Reader = FORMATS.load(config.format)()
-        self.pictures = PictureIndex(root, config.pictures)
+        self.index: FileIndex = (
+            VideoIndex(root, config.videos) if config.videos else PictureIndex(root, config.pictures)
+        )
+        self.without_subtitles: dict[str, tuple[int, int]] = {}
         for split, roles in config.files.items():
             self._check(split, roles)
 
@@ -92,9 +96,25 @@ class Source:
         return self.reader.read(there, split)
 
     def load(self, split: str) -> tuple[Sequence[Row], list[tuple[str, ...]]]:
-        """Rows of `split` and the paths of their pictures; DataError with counts when a picture is missing."""
+        """Rows of `split` and the paths of their pictures or videos; DataError with counts when one is missing."""
         rows = self.rows(split)
-        return rows, self.pictures.find_all(rows)
+        has_videos = rows[0].clip is not None
+        if has_videos != bool(self.config.videos):
+            wanted, found = ("videos", "pictures") if has_videos else ("pictures", "videos")
+            raise ConfigError(
+                f"'{self.task}.sources ({self.config.format})': rows of this format have {wanted}, "
+                f"found patterns of {found}"
+            )
+        self._count_subtitles(split, rows)
+        return rows, self.index.find_all(rows)
+
+    def _count_subtitles(self, split: str, rows: Sequence[Row]) -> None:
+        """A video without a record in the subtitle file is legal, but not to be passed over in silence."""
+        clips = {tuple(row.clip.fields.values()): row.clip for row in rows if row.clip}
+        bare = sum(clip.subtitles is None for clip in clips.values())
+        self.without_subtitles[split] = len(clips), bare
+        if bare:
+            _log.warning("task %s: %d of %d videos of split %s have no subtitles", self.task, bare, len(clips), split)
 
     def lacking(self, split: str) -> str:
         """Words on the files of `split`: expected, found, missing."""

@@ -9,19 +9,20 @@ from typing import Any
 from mtvl.data.formats.rows import QuestionRow
 from mtvl.metrics.vqa import VARIANTS, score_vqa, soft_targets
 from mtvl.tasks.base import BaseTask
+from mtvl.tasks.results import ResultFile, vqa_results
 from mtvl.types import Example, Scores, Target, Visual
 
 
 class VQA(BaseTask):
     """VQA v1 and v2. Targets are the soft scores; without a valid answer there is one empty target of weight 0."""
 
-    def _from_row(self, row: QuestionRow, images: tuple[str, ...], split: str) -> Iterable[Example]:
+    def _from_row(self, row: QuestionRow, visual: Visual, split: str) -> Iterable[Example]:
         references: dict[str, Any] = {"answers": row.answers, **row.details} if row.answers else {}
         yield Example(
             uid=row.uid,
             task=self.name,
             segments=self._segments(row.question),
-            visual=Visual(images),
+            visual=visual,
             targets=_targets(row),
             references=references,
         )
@@ -31,6 +32,9 @@ class VQA(BaseTask):
         result = score_vqa(texts, references)
         others = {f"accuracy_{v}": score_vqa(texts, references, v).metrics["accuracy"] for v in VARIANTS[1:]}
         return dataclasses.replace(result, metrics={**result.metrics, **others})
+
+    def _result_file(self, texts: Mapping[str, str], stem: str) -> ResultFile | None:
+        return vqa_results(texts, stem)
 
 
 def _targets(row: QuestionRow) -> tuple[Target, ...]:

@@ -17,7 +17,6 @@ LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {
     "mtvl/evaluate.py:evaluate": "the evaluation from checkpoint to table in the order in which it happens",
     "tools/pretrain_tiny.py:main": "the recorded recipe, step after step; no part of it runs alone",
-    "tools/pretrain_tiny.py:pretrain_tower": "pictures, loss, steps and accuracy of one recipe share tower and head",
 }
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import BartForConditionalGeneration
 
-from mtvl.backbones.clip_bart import ClipBart, ClipBartConfig, text_config
+from mtvl.backbones.clip_bart import ClipBart
+from mtvl.backbones.clip_bart_config import ClipBartConfig, text_config
 from mtvl.backbones.visual import VisualEmbedding
 from mtvl.config import parse_section
 from mtvl.errors import ConfigError

@@ -25,6 +25,16 @@ KARPATHY_IMAGE = {
     "sentences": [{"raw": "A dog. ", "sentid": 1}, {"raw": "The dog.", "sentid": 2}],
 }  # fmt: skip
 
+QA_ROW = {
+    "qid": 7, "q": "What falls? ", "a0": "A cup.", "a1": "a hat", "answer_idx": 1, "ts": "1.21-8.49",
+    "vid_name": "met_s06e22_seg01_clip_02", "show_name": "Friends",
+}  # fmt: skip
+CLIP_ROW = {
+    "clip_id": 9, "vid_name": "v1", "duration": 59.03, "ts": [0, 8.5],
+    "descs": [{"desc": "A dog runs. ", "desc_id": 1, "type": "v"}, {"desc": "It runs.", "desc_id": 2}],
+}  # fmt: skip
+JSON_LINES = ("nlvr2_official", "value_qa", "value_captions")
+
 # For each format: the roles with sound content; the first role holds the rows.
 SOUND: dict[str, dict[str, Any]] = {
     "vqa_official": {"questions": {"questions": [QUESTION]}, "annotations": {"annotations": [ANNOTATION]}},
@@ -48,6 +58,11 @@ SOUND: dict[str, dict[str, Any]] = {
             "annotations": [{"id": 1, "image_id": 9, "caption": "A dog."}],
         }
     },
+    "value_qa": {"rows": QA_ROW, "subtitles": {"vid_name": QA_ROW["vid_name"], "sub": []}},
+    "value_captions": {
+        "rows": CLIP_ROW,
+        "subtitles": {"vid_name": "v1", "sub": [{"text": " Ann : Run!", "start": 1, "end": 2.5}]},
+    },
 }
 FIELDS = [
     ("vqa_official", "questions[0]", ("questions", "questions", 0), ("question_id", "image_id", "question")),
@@ -62,6 +77,10 @@ FIELDS = [
     ("coco_karpathy", "images[0].sentences[1]", ("rows", "images", 0, "sentences", 1), ("raw",)),
     ("coco_captions", "images[0]", ("rows", "images", 0), ("id", "file_name")),
     ("coco_captions", "annotations[0]", ("rows", "annotations", 0), ("id", "image_id", "caption")),
+    ("value_qa", "line 1", ("rows",), ("qid", "q", "a0", "a1", "vid_name")),
+    ("value_qa", "line 1", ("subtitles",), ("vid_name", "sub")),
+    ("value_captions", "line 1", ("rows",), ("clip_id", "vid_name", "descs")),
+    ("value_captions", "line 1.descs[1]", ("rows", "descs", 1), ("desc",)),
 ]
 # What may be left out because it stands in another place: the annotations, or (in the Flickr files) imgid.
 ELSEWHERE = {("vqa_official", "image_id"), ("coco_karpathy", "cocoid")}
@@ -82,7 +101,7 @@ def read(tmp_path: Path) -> Callable[..., list[Any]]:
         for role, values in content.items():
             file = tmp_path / f"{role}.json"
             if not isinstance(values, bytes):
-                lines = values if fmt == "nlvr2_official" and isinstance(values, list) else [values]
+                lines = values if fmt in JSON_LINES and isinstance(values, list) else [values]
                 values = "\n".join(json.dumps(line) for line in lines).encode()
             file.write_bytes(values)
             files[role] = [file]
@@ -95,7 +114,7 @@ def read(tmp_path: Path) -> Callable[..., list[Any]]:
 def test_every_format_reads_its_sound_file(fmt: str, read: Callable[..., list[Any]]) -> None:
     (row,) = read(fmt, fresh(fmt))
     assert row.uid
-    assert row.pictures
+    assert bool(row.pictures) != (row.clip is not None)
     assert row.file.exists()
 
 
@@ -158,6 +177,7 @@ def test_a_missing_file_is_named(fmt: str, tmp_path: Path) -> None:
         ("vqa_karpathy", ("rows",)), ("gqa_vl_adapter", ("rows",)), ("nlvr2_official", ()),
         ("nlvr2_vl_adapter", ("rows",)), ("coco_karpathy", ("rows", "images")),
         ("coco_captions", ("rows", "images")), ("coco_captions", ("rows", "annotations")),
+        ("value_qa", ()), ("value_captions", ()),
     ],
 )  # fmt: skip
 def test_an_id_that_stands_twice_is_named(fmt: str, path: tuple[str, ...], read: Callable[..., list[Any]]) -> None:

@@ -5,24 +5,30 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
-from mtvl.checkpoint import find_resumable
+from mtvl.checkpoint import find_resumable, resolve_resume, write_checkpoint
 from mtvl.cli import VERBS, evaluate_parser, train_parser
 from mtvl.config import load_run_config
 from mtvl.data.miniworld.write import ensure_miniworld
+from mtvl.errors import CheckpointError
 from mtvl.model import make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN_FLAGS = {"--tasks", "--recipe", "--run", "--resume", "--local_rank", "overrides"}
+TASKS = ["vqa", "gqa", "nlvr2", "coco"]
+SHARED_MEMORY = Path("/dev/shm")
 EVALUATE_FLAGS = {"--checkpoint", "--tasks", "--split", "--out", "--local_rank", "overrides"}
 
 
@@ -45,13 +51,32 @@ def test_recipes_are_complete(recipe: Path) -> None:
         assert make_plan(config).num_trainable > 0
 
 
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest miniworld."""
+    return ensure_miniworld(tmp_path_factory.mktemp("data") / "world", size="tiny", progress=lambda _: None)
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_in_shared_memory() -> Iterator[None]:
+    """The launches of a test, several in a row on the launchers' one port, leave no segment of DeepSpeed's behind."""
+    before = segments()
+    yield
+    assert segments() <= before
+
+
+def segments() -> set[str]:
+    """This user's DeepSpeed segments, of whatever run."""
+    return {p.name for p in SHARED_MEMORY.glob(f"deepspeed_*_{os.getuid()}_*")}
+
+
 def environment(home: Path) -> dict[str, str]:
     return {"PATH": f"{Path(sys.prefix) / 'bin'}:/usr/bin:/bin", "HOME": str(home), "OMP_NUM_THREADS": "1"}
 
 
-def run(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+def run(arguments: list[str], cwd: Path, home: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        arguments, cwd=cwd, env=environment(cwd), capture_output=True, text=True, timeout=300, check=False
+        arguments, cwd=cwd, env=environment(home or cwd), capture_output=True, text=True, timeout=300, check=False
     )
 
 
@@ -66,19 +91,121 @@ def run(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
         (["--tasks", "vqa", "engine.file=ds_configs/zero9.json"], "zero9.json"),
     ],
 )
-def test_mistakes_end_with_one_line(arguments: list[str], expected: str, tmp_path: Path) -> None:
-    root = ensure_miniworld(tmp_path / "world", size="tiny", progress=lambda _: None)
-    done = run([sys.executable, str(ROOT / "launch" / "train.py"), *arguments, f"data.root={root}"], tmp_path)
+def test_mistakes_end_with_one_line(arguments: list[str], expected: str, world: Path, tmp_path: Path) -> None:
+    done = run([sys.executable, str(ROOT / "launch" / "train.py"), *arguments, f"data.root={world}"], tmp_path)
     assert done.returncode == 2 and expected in done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.multiproc
-def test_deepspeed_launches_two_ranks_and_evaluates(tmp_path: Path) -> None:
+def test_resume_of_a_missing_folder_ends_with_one_line(world: Path, tmp_path: Path) -> None:
+    """Through the launcher, whose exit code is the script's; never a silent start from scratch."""
+    wanted = tmp_path / "missing"
+    command = [
+        "deepspeed",
+        "launch/train.py",
+        "--tasks",
+        "vqa",
+        "--run",
+        str(tmp_path / "run"),
+        "--resume",
+        str(wanted),
+    ]
+    done = run([*command, f"data.root={world}", "data.text_only=true", "train.steps=1"], ROOT, tmp_path)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.startswith("mtvl: error: ")]
+    assert len(lines) == 1 and str(wanted) in lines[0], done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (tmp_path / "run" / "checkpoints").exists() and not (tmp_path / "run" / "DONE").exists()
+
+
+@pytest.mark.parametrize("content", ["missing", "empty", "file", "only_half_written", "step_3"])
+def test_resume_of_what_is_no_run_is_refused(content: str, tmp_path: Path) -> None:
+    """A named folder is used or refused; the checkpoint of the run folder itself does not step in."""
+    wanted = tmp_path / content
+    if content == "file":
+        wanted.write_text("no run")
+    elif content == "only_half_written":
+        (wanted / "checkpoints" / "step_5.tmp").mkdir(parents=True)
+    elif content != "missing":
+        wanted.mkdir()
+    own = tmp_path / "run"
+    write_checkpoint(own, 7, lambda folder: (folder / "state").touch(), {})
+    assert find_resumable(own) is not None
+    with pytest.raises(CheckpointError, match=re.escape(str(wanted))):
+        resolve_resume(str(wanted), own)
+
+
+LAUNCHERS = {
+    "deepspeed": ["deepspeed"],
+    # Without "--" torchrun takes the script's --run for a short form of its own --run-path, and stops.
+    "torchrun": ["torchrun", "--nproc_per_node", "2", "--"],
+    "python": ["python"],
+}
+
+
+@pytest.fixture(scope="module")
+def runs(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of one run a launcher: the command line of the README, typed in the project's folder, made short."""
+    home = tmp_path_factory.mktemp("launchers")
+    for name, words in LAUNCHERS.items():
+        typed = [*words, "launch/train.py", "--tasks", ",".join(TASKS)]
+        done = run([*typed, "--run", str(home / name), "train.steps=2", f"data.root={world}"], ROOT, home)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+    return home
+
+
+@pytest.mark.multiproc
+def test_every_launcher_trains_the_same_run(runs: Path) -> None:
+    """One process under deepspeed and python, two under torchrun; the examples and the losses are the same."""
+    records = {}
+    for name in LAUNCHERS:
+        assert json.loads((runs / name / "DONE").read_text())["step"] == 2
+        records[name] = [json.loads(line) for line in (runs / name / "log.jsonl").read_text().splitlines()]
+    first = records["deepspeed"]
+    assert len(first) == 2
+    for found in records.values():
+        assert [r["samples"] for r in found] == [r["samples"] for r in first]
+        assert [r["loss"] for r in found] == pytest.approx([r["loss"] for r in first], abs=1e-5)  # measured: 2.4e-7
+
+
+@pytest.mark.multiproc
+def test_the_run_is_evaluated_as_typed(runs: Path) -> None:
+    """One table for the one checkpoint: every task, every test example."""
+    typed = ["deepspeed", "launch/evaluate.py", "--checkpoint", str(runs / "deepspeed"), "--tasks", ",".join(TASKS)]
+    done = run([*typed, "evaluate.captions_tokenizer=python", "evaluate.bootstrap=100"], ROOT, runs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((runs / "deepspeed" / "eval.json").read_text())
+    assert list(results) == TASKS
+    for name, result in results.items():
+        lines = (runs / "deepspeed" / "predictions" / f"{name}.jsonl").read_text().splitlines()
+        assert result["num_examples"] == len(lines) >= 40 and result["trained_on"]
+        assert re.search(rf"^\W*{name}\b", done.stdout, re.MULTILINE), done.stdout
+    assert "average of primary metrics" in done.stdout
+
+
+@pytest.mark.multiproc
+def test_a_checkpoint_is_small_and_holds_no_frozen_tensor(runs: Path) -> None:
+    folder = runs / "deepspeed" / "checkpoints" / "step_2"
+    plan = make_plan(load_run_config(runs / "deepspeed" / "config.yaml"))
+    allowed = 1.2 * 14 * plan.num_trainable + 1_000_000
+    assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) <= allowed
+    assert 4 * (plan.num_total - plan.num_trainable) > allowed  # with the frozen tensors in it, it would be larger
+    with safe_open(str(folder / "engine.safetensors"), framework="pt") as state:
+        saved = {k: list(state.get_slice(k).get_shape()) for k in state.keys()}  # noqa: SIM118 (not a mapping)
+    with safe_open(str(runs / "deepspeed" / "export" / "adapter.safetensors"), framework="pt") as export:
+        trained = {k for k in export.keys() if not k.startswith("rows/")}  # noqa: SIM118
+    assert set(saved) == {f"{kind}/{name}" for kind in ("weight", "exp_avg", "exp_avg_sq") for name in trained}
+    numbers = [math.prod(shape) for key, shape in saved.items() if key.startswith("weight/")]
+    assert sum(numbers) == plan.num_trainable
+
+
+@pytest.mark.multiproc
+def test_deepspeed_launches_two_ranks_and_evaluates(world: Path, tmp_path: Path) -> None:
     """The launcher itself, two ranks, --local_rank, one evaluation without duplicates; no segment is left behind."""
-    root = ensure_miniworld(tmp_path / "world", size="tiny", progress=lambda _: None)
     common = ["deepspeed", "--num_accelerators", "2"]
-    small = [f"data.root={root}", "train.steps=3", "train.global_batch=8", "train.micro_batch=2"]
+    small = [f"data.root={world}", "train.steps=3", "train.global_batch=8", "train.micro_batch=2"]
     done = run([*common, str(ROOT / "launch" / "train.py"), "--tasks", "vqa,nlvr2", "--run", "run", *small], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((tmp_path / "run" / "DONE").read_text())["step"] == 3
@@ -92,11 +219,10 @@ def test_deepspeed_launches_two_ranks_and_evaluates(tmp_path: Path) -> None:
 
 
 @pytest.mark.multiproc
-def test_sigterm_to_one_rank_saves_on_all(tmp_path: Path) -> None:
+def test_sigterm_to_one_rank_saves_on_all(world: Path, tmp_path: Path) -> None:
     """One of two ranks is signalled; both stop at the same step with a whole checkpoint, which the same run resumes."""
-    root = ensure_miniworld(tmp_path / "world", size="tiny", progress=lambda _: None)
     script, folder = str(ROOT / "launch" / "train.py"), tmp_path / "run"
-    command = ["deepspeed", "--num_accelerators", "2", script, "--tasks", "vqa", "--run", str(folder), f"data.root={root}",
+    command = ["deepspeed", "--num_accelerators", "2", script, "--tasks", "vqa", "--run", str(folder), f"data.root={world}",
                "train.steps=100000", "train.global_batch=4", "train.micro_batch=2"]  # fmt: skip
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path), stdout=log, stderr=log)

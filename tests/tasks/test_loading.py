@@ -61,7 +61,7 @@ def put(folder: Path, *names: str) -> None:
             (root / "p" / f"{split}-1-0-img{i}.png").write_bytes(b"x")
 
 
-@pytest.mark.parametrize("name", ["vqa", "gqa", "nlvr2", "coco"])
+@pytest.mark.parametrize("name", ["vqa", "gqa", "nlvr2", "coco", "tvqa", "how2qa", "tvc", "yc2c"])
 @pytest.mark.parametrize("family", ["", "bart", "t5", "another"])
 def test_the_repositorys_task_files_load(name: str, family: str, tmp_path: Path) -> None:
     task = load_task(name, root=tmp_path, family=family)
@@ -70,6 +70,7 @@ def test_the_repositorys_task_files_load(name: str, family: str, tmp_path: Path)
     assert isinstance(task, TASKS.load(task.config.kind))
     for config in task.config.sources:
         assert {"train", "val"} <= config.files.keys()
+        assert bool(config.videos) == (task.config.video is not None)
 
 
 def test_the_reference_settings(tmp_path: Path) -> None:
@@ -81,6 +82,12 @@ def test_the_reference_settings(tmp_path: Path) -> None:
     assert load_task("coco", root=tmp_path, family="t5").decoding.no_repeat_ngram == 0
     assert tasks["nlvr2"].decoding.choices == ("true", "false")
     assert {name for name, t in tasks.items() if t.loss == "token_mean"} == {"coco"}
+    for name in ("tvqa", "how2qa", "tvc", "yc2c"):
+        decoding = tasks[name].decoding
+        assert limits[name] == (600, 20)
+        assert (decoding.num_beams, decoding.max_tokens, decoding.no_repeat_ngram) == (5, 20, 3)
+    assert tasks["tvqa"].decoding.choices == ("a0", "a1", "a2", "a3", "a4")
+    assert tasks["how2qa"].decoding.choices == ("a0", "a1", "a2", "a3")
 
 
 def test_an_unknown_name_lists_near_names(folder: Path) -> None:
@@ -107,6 +114,9 @@ def test_a_name_that_is_a_path_is_refused(name: str, folder: Path) -> None:
         ({"decoding": {"mode": "choose", "choices": ["true"]}}, r"'toy\.decoding\.choices' expects at least two"),
         ({"decoding": {"num_beams": 0}}, r"'toy\.decoding\.num_beams' expects at least 1"),
         ({"sources": []}, r"'toy\.sources' expects at least one"),
+        ({"video": {"span": "slect"}}, r"unknown 'toy\.video\.span' 'slect'; did you mean 'select'"),
+        ({"video": {"subtitles": "some"}}, r"unknown 'toy\.video\.subtitles' 'some'"),
+        ({"video": {}}, r"'toy\.sources\[0\]' expects patterns under 'videos' and none under 'pictures'"),
         ({"families": {"t5": {"promt": "x"}}}, r"unknown key 'toy\.promt'"),
         ({"families": {"t5": "x"}}, r"'toy\.families' expects"),
     ],

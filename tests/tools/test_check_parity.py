@@ -55,7 +55,7 @@ def test_recorded_cases_pass(folder, capsys, case) -> None:
 
 def test_what_is_not_registered_is_skipped_unless_all_is_required(copy, capsys) -> None:
     def edit(facts, tensors):
-        facts["kind"] = "video"
+        facts["method"] = "hyperformer"
 
     target = copy(edit=edit)
     assert main([str(target)]) == 0
@@ -156,14 +156,37 @@ def test_the_command_ends_with_the_verdict(tmp_path) -> None:
         command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 1 and done.stdout.startswith("FAIL a ") and "did you mean" not in done.stderr
+    command[-1] = str(tmp_path / "missing")
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 2 and str(tmp_path / "missing") in done.stderr and "Traceback" not in done.stderr
 
 
-def test_an_empty_selection_is_an_error(tmp_path) -> None:
-    with pytest.raises(SystemExit, match="nothing to check"):
-        main([str(tmp_path)])
-    (tmp_path / "a.json").write_text("[1]")
-    with pytest.raises(SystemExit, match="expected an object"):
-        main([str(tmp_path)])
+def test_what_cannot_be_read_is_exit_code_2(tmp_path, capsys) -> None:
+    """No folder, a file, an empty folder, a folder of folders, an unknown name, broken files: named, without a verdict."""
+    inner = tmp_path / "inner"
+    inner.mkdir()
+
+    def said(*arguments: str) -> str:
+        assert main([*arguments]) == 2
+        found = capsys.readouterr()
+        assert found.out == ""
+        return found.err
+
+    missing = said(str(tmp_path / "none"))
+    assert f"{tmp_path / 'none'}: expected a folder of pairs NAME.json and NAME.safetensors" in missing
+    assert "found no such folder" in missing
+    empty = said(str(inner))
+    assert f"{inner}: expected a folder of pairs NAME.json" in empty and "found no *.json" in empty
+    (inner / "a.json").write_text("[1]")
+    assert f"there are some in {inner}" in said(str(tmp_path))
+    assert "found a file" in said(str(inner / "a.json"))
+    assert "expected an object" in said(str(inner))
+    (inner / "a.json").write_bytes(b'{"family": "\xff"}')
+    assert f"{inner / 'a.json'} cannot be read" in said(str(inner))
+    (inner / "a.json").write_text('{"family": "unheard_of", "kind": "x"}')
+    assert "no case 'b'" in said(str(inner), "--case", "b") and "known: a" in said(str(inner), "--case", "b")
 
 
 def test_planned_families_are_skipped(tmp_path, capsys) -> None:

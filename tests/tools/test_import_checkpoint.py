@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import BartForConditionalGeneration
 
-from mtvl.backbones.clip_bart import ClipBartConfig, text_config
+from mtvl.backbones.clip_bart_config import ClipBartConfig, text_config
 from mtvl.export import load_export
 from mtvl.model import build_model
 from mtvl.reference import reference_state

@@ -29,6 +29,9 @@ EXPECTED = {
     ("adapter", "half-shared up, image"): (12_725_760, 152_250_624),
     ("adapter", "half-shared down, image"): (12_786_240, 152_311_104),
     ("adapter", "multiple, image"): (19_430_400, 158_955_264),
+    ("full", "video"): (139_977_216, 139_977_216),
+    ("adapter", "single, video"): (4_901_952, 144_426_816),
+    ("adapter", "single, image and video"): (6_477_120, 146_001_984),
 }
 
 

@@ -14,7 +14,8 @@ import torch
 from transformers import BartConfig
 
 from mtvl.backbones import BACKBONES
-from mtvl.backbones.clip_bart import ClipBart, ClipBartConfig
+from mtvl.backbones.clip_bart import ClipBart
+from mtvl.backbones.clip_bart_config import ClipBartConfig
 from mtvl.config import OptimConfig
 from mtvl.model import Model, make_method
 from mtvl.objectives.seq2seq import sample_losses, token_losses
@@ -32,8 +33,7 @@ NORM = Tolerance(rtol=1e-5)
 AFTER = Tolerance(atol=1e-5)
 SCORES = Tolerance(atol=1e-5)
 
-KINDS = ("image", "generation")
-PLANNED_KINDS = ("video",)
+KINDS = ("image", "generation", "video")
 BACKBONE_NAMES = {"bart": "clip_bart", "t5": "clip_t5"}
 # Recorded method -> our registered name and how it is shared ("" = read off the state).
 METHOD_NAMES = {
@@ -83,14 +83,12 @@ def require_registered(facts: Mapping[str, Any]) -> None:
     """NotYet for what is planned, ValueError for what nobody knows."""
     kind, backbone, method = facts["kind"], facts["backbone"], facts["method"]
     known = {
-        "kind": (kind, (*KINDS, *PLANNED_KINDS)), "backbone": (backbone, tuple(BACKBONE_NAMES)),
+        "kind": (kind, KINDS), "backbone": (backbone, tuple(BACKBONE_NAMES)),
         "method": (method, (*METHOD_NAMES, *PLANNED_METHODS)),
     }  # fmt: skip
     for key, (value, values) in known.items():
         if value not in values:
             raise ValueError(f"unknown {key} {value!r}; known: {', '.join(values)}")
-    if kind in PLANNED_KINDS:
-        raise NotYet(f"kind {kind!r} is not supported yet")
     if BACKBONE_NAMES[backbone] not in BACKBONES:
         raise NotYet(f"backbone {backbone!r} is not registered yet")
     if method in PLANNED_METHODS or METHOD_NAMES[method][0] not in METHODS:
@@ -109,11 +107,10 @@ def build(case: Case) -> tuple[Model, dict[str, str]]:
     state, aliases = case.under("state/"), facts["state_aliases"]
     described = describe_reference(state, aliases)
     added = facts["vocab_total"] - facts["vocab_base"]
-    config = ClipBartConfig(
-        visual_tokens=facts["n_visual_slots"], num_slots=added // 2, num_sentinels=added - added // 2, dropout=0.0
-    )
+    pooled = facts["n_visual_slots"] if feature_kind(facts) == "grid" else 36  # frames are not pooled
+    config = ClipBartConfig(visual_tokens=pooled, num_slots=added // 2, num_sentinels=added - added // 2, dropout=0.0)
     bart = BartConfig(vocab_size=facts["vocab_base"], **{key: text[key] for key in TEXT_KEYS if key in text})
-    backbone = ClipBart(config, bart, facts["feat_dim"])
+    backbone = ClipBart(config, bart, {feature_kind(facts): facts["feat_dim"]})
     name, share = METHOD_NAMES[facts["method"]]
     petl = {"name": name}
     if name == "adapter":
@@ -130,11 +127,17 @@ def half(share: str) -> str:
     return share if share in ("up", "down") else "up"
 
 
+def feature_kind(facts: Mapping[str, Any]) -> str:
+    """The kind of features that a case feeds."""
+    return "frame" if facts["kind"] == "video" else "grid"
+
+
 def loss_rule(case: Case, task: str) -> str:
-    """The sentence that describes the task's loss."""
+    """The sentence that describes the task's loss; all tasks on videos share one."""
     rules = case.facts["conventions"]["loss_per_task"]
+    name = "video" if case.facts["kind"] == "video" else task
     for tasks, rule in rules.items():
-        if task in tasks.split("/"):
+        if name in tasks.split("/"):
             return str(rule)
     raise ValueError(f"no loss is described for task {task!r}; described are {', '.join(rules)}")
 
@@ -155,7 +158,8 @@ def make_batch(case: Case, task: str) -> Batch:
         uids=tuple(str(i) for i in range(len(ids))),
         source_ids=ids,
         source_mask=ids != case.facts["lm_config"]["pad_token_id"],
-        features=features,
+        features=features,  # the recording attends to padded frames too, so nothing is masked here
+        feature_kind=feature_kind(case.facts),
         target_ids=targets,
         target_weights=weights,
         loss=kind,

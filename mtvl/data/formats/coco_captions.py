@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from mtvl.data.formats.records import Record, once_each, read_json
 from mtvl.data.formats.rows import CaptionRow
@@ -18,7 +19,7 @@ class COCOCaptions:
     roles: Mapping[str, bool] = {"rows": True}
 
     def read(self, files: Mapping[str, Sequence[Path]], split: str) -> list[CaptionRow]:
-        """One row a picture in file order. Picture fields: filename and filepath (the file's subset, val2017)."""
+        """One row a picture in file order. Picture fields: filename, its stem, and filepath (the subset, val2017)."""
         return [row for file in files["rows"] for row in _read_file(file, split)]
 
 
@@ -43,9 +44,14 @@ def _read_file(file: Path, split: str) -> list[CaptionRow]:
             file=file,
             place=record.place,
             uid=uid,
-            pictures=({"filepath": subset, "filename": record.text("file_name")},),
+            pictures=(file_fields(subset, record.text("file_name")),),
             captions=tuple(captions[uid]),
             split=split,
         )
         for uid, record in images.items()
     ]
+
+
+def file_fields(filepath: str, filename: str) -> Mapping[str, Any]:
+    """Pattern fields of a picture file; features stored under its id want the stem."""
+    return {"filepath": filepath, "filename": filename, "stem": PurePosixPath(filename).stem}

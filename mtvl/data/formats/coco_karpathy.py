@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mtvl.data.formats.coco_captions import file_fields
 from mtvl.data.formats.records import Record, once_each, read_json
 from mtvl.data.formats.rows import CaptionRow
 
@@ -20,7 +21,7 @@ class COCOKarpathy:
     roles: Mapping[str, bool] = {"rows": True}
 
     def read(self, files: Mapping[str, Sequence[Path]], split: str) -> list[CaptionRow]:
-        """One row a picture of `split` in file order. Picture fields: filepath and filename."""
+        """One row a picture of `split` in file order. Picture fields: filepath, filename, and its stem."""
         records = [r for f in files["rows"] for r in Record(f, "", read_json(f)).records("images")]
         pairs = once_each(((r.key("cocoid", "imgid"), r) for r in records), "picture id")
         rows = [_row(uid, record) for uid, record in pairs]
@@ -50,7 +51,7 @@ def _row(uid: str, record: Record) -> CaptionRow:
         file=record.file,
         place=record.place,
         uid=uid,
-        pictures=({"filepath": filepath, "filename": record.text("filename")},),
+        pictures=(file_fields(filepath, record.text("filename")),),
         captions=tuple(captions),
         split="train" if split == "restval" else split,
     )

@@ -5,17 +5,45 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+
+class SubtitleLine(NamedTuple):
+    """What is said between two instants (seconds) of a video."""
+
+    start: float
+    end: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The video of a row: `fields` to fill the path patterns with, and the seconds that matter.
+
+    `ts` is the time span as the model reads it ("" without one), `span` the same as numbers. `subtitles` are those of
+    the whole video in the order of the file; None where the subtitle file has no record of the video.
+    """
+
+    fields: Mapping[str, Any]
+    ts: str = ""
+    span: tuple[float, float] | None = None
+    subtitles: tuple[SubtitleLine, ...] | None = ()
 
 
 @dataclass(frozen=True)
 class Row:
-    """What every row has: where it stands, its id, and one mapping a picture to fill the path patterns with."""
+    """What every row has: where it stands, its id, and its visual input.
+
+    That is one mapping a picture to fill the path patterns with, or one video. `is_held_out` marks rows on something
+    that training data lack, in sets that say so.
+    """
 
     file: Path
     place: str
     uid: str
-    pictures: tuple[Mapping[str, Any], ...]
+    pictures: tuple[Mapping[str, Any], ...] = ()
+    clip: Clip | None = None
+    is_held_out: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -37,8 +65,21 @@ class StatementRow(Row):
 
 
 @dataclass(frozen=True)
+class ChoiceRow(Row):
+    """A question with its possible answers. `answer` is the index of the right one, None where the file hides it.
+
+    `group` is what scores are broken down by (the show), "" without one.
+    """
+
+    question: str = ""
+    choices: tuple[str, ...] = ()
+    answer: int | None = None
+    group: str = ""
+
+
+@dataclass(frozen=True)
 class CaptionRow(Row):
-    """A picture with its captions as (caption id, text)."""
+    """A picture or video with its captions as (caption id, text); none where the file hides them."""
 
     captions: tuple[tuple[str, str], ...] = ()
     split: str = ""

@@ -1,0 +1,133 @@
+"""Pictures and videos in one run: all eight tasks into one checkpoint, shards, spans, what an image-only model says."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mtvl.cli import DEFAULT_RECIPE
+from mtvl.config import RunConfig, load_run_config
+from mtvl.data.miniworld.write import ensure_miniworld
+from mtvl.errors import ConfigError
+from mtvl.evaluate import evaluate
+from mtvl.export import load_export
+from mtvl.inspecting import inspect_sample
+from mtvl.model import build_model
+from mtvl.train import train
+from mtvl.workspace import Workspace
+
+TASKS = ["vqa", "gqa", "nlvr2", "coco", "tvqa", "how2qa", "tvc", "yc2c"]
+Recipe = Callable[..., RunConfig]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    folder = tmp_path_factory.mktemp("joint")
+    world = ensure_miniworld(folder / "miniworld", size="tiny", progress=lambda _: None)
+
+    def make(*overrides: str, tasks: list[str] = TASKS) -> RunConfig:
+        small = [
+            f"data.root={world}", f"data.cache={folder / 'cache'}", "train.steps=8", "train.global_batch=8",
+            "train.micro_batch=4", "checkpoint.every_steps=100", "evaluate.captions_tokenizer=python",
+            "mixture.law=equal", "mixture.block=8",
+        ]  # fmt: skip
+        return load_run_config(DEFAULT_RECIPE, tasks, [*small, *overrides])
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def joint(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "joint"
+    assert train(recipe(), run).code == 0
+    return run
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_one_checkpoint_learns_and_is_scored_on_all_eight_tasks(joint: Path) -> None:
+    records = [json.loads(line) for line in (joint / "log.jsonl").read_text().splitlines()]
+    assert {r["task"] for r in records} == set(TASKS)
+    results = evaluate(joint, TASKS)
+    assert set(results) == set(TASKS)
+    model, config, content = load_export(joint)
+    assert config.backbone["visual"] == ["grid", "frame"] and set(content["tasks"]) == set(TASKS)
+    assert {"visual.features.grid", "visual.features.frame"} <= {
+        n.removeprefix("backbone.")[: -len(".0.weight")] for n in model.trainable()
+    }
+    assert 0 <= results["tvqa"]["score"] <= 100 and results["tvqa"]["constant"] > 0
+    names = {line["text"] for line in map(json.loads, (joint / "predictions" / "tvqa.jsonl").read_text().splitlines())}
+    assert names <= {"a0", "a1", "a2", "a3", "a4"}
+    servers = {p.name for p in (joint / "results").iterdir()}
+    assert len(servers) == len(TASKS), servers
+
+
+def test_a_sample_on_video_can_be_looked_at(
+    recipe: Recipe, joint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = inspect_sample(recipe(tasks=["tvqa"]), "tvqa", 1, "test", str(joint))
+    assert "seconds" in text and "frame  min" in text and "segment         choices" in text
+    assert (tmp_path / "runs/inspect/tvqa-test-1.png").is_file()
+
+
+def test_a_span_takes_its_frames_and_text_takes_all(recipe: Recipe) -> None:
+    config = recipe(tasks=["tvqa"])
+    backbone = build_model(config).backbone
+    batches = []
+    for overrides in ((), ("task.tvqa.video={span: text, subtitles: all}",)):
+        space = Workspace(recipe(*overrides, tasks=["tvqa"]), backbone, say=lambda _: None)
+        space.prepare([("tvqa", "test")])
+        rows = list(space.examples("tvqa", "test"))
+        batches.append(space.collator.collate("tvqa", rows, training=False))
+    part, whole = (b.feature_mask.sum(-1).flatten() for b in batches)
+    assert whole.unique().tolist() == [32]  # 12 s at 1.5 s a frame, four tokens each
+    assert (part <= whole).all() and (part < whole).any()
+
+
+def test_shards_give_the_same_run_as_folders(recipe: Recipe, tmp_path: Path) -> None:
+    pytest.importorskip("webdataset")
+    sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+    from shard import main as shard
+
+    tasks, plain = ["nlvr2", "tvqa"], recipe()
+    for name in tasks:
+        arguments = [name, "train", str(tmp_path / "shards"), "--shard-bytes", "100kB", f"data.root={plain.data.root}"]
+        assert shard(arguments) == 0
+    runs = []
+    for root in (plain.data.root, str(tmp_path / "shards")):
+        runs.append(tmp_path / f"run{len(runs)}")
+        assert train(recipe(f"data.root={root}", "train.steps=4", tasks=tasks), runs[-1]).code == 0
+    assert losses(runs[0]) == losses(runs[1])
+
+
+def test_features_filled_on_first_use_give_the_same_run(recipe: Recipe, tmp_path: Path) -> None:
+    runs = []
+    for fill in ("eager", "lazy"):
+        runs.append(tmp_path / fill)
+        options = [f"data.fill={fill}", f"data.cache={tmp_path / ('cache_' + fill)}", "train.steps=3", "data.workers=2"]
+        assert train(recipe(*options, tasks=["nlvr2", "yc2c"]), runs[-1]).code == 0
+    # The tower sees other batches of pictures, which moves its sums in the last places.
+    assert losses(runs[0]) == pytest.approx(losses(runs[1]), rel=1e-4)
+    assert list((tmp_path / "cache_lazy" / "features").rglob("*.npy"))  # written for the next run
+
+
+def test_the_reference_way_of_multiple_choice_is_a_setting(recipe: Recipe, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(recipe("train.steps=2", "task.tvqa.decoding.mode=generate", tasks=["tvqa"]), run).code == 0
+    assert evaluate(run)["tvqa"]["num_examples"] == 32
+    with pytest.raises(ConfigError, match=r"'task\.tvqaa' is not one of the tasks; .*tvqa"):
+        recipe("task.tvqaa.prompt=x", tasks=["tvqa"])
+
+
+def test_a_model_of_pictures_refuses_videos(recipe: Recipe, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(recipe("train.steps=1", tasks=["nlvr2"]), run).code == 0
+    with pytest.raises(ConfigError, match="task 'yc2c' needs 'frame' features"):
+        evaluate(run, ["yc2c"])
