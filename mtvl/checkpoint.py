@@ -142,11 +142,18 @@ def find_resumable(run: Path) -> tuple[Path, int] | None:
     return None if found is None else (Path(found[0]), int(found[1]))
 
 
+def require_folder(folder: Path) -> None:
+    """CheckpointError on all ranks unless rank 0 finds `folder`."""
+    if not dist.broadcast_object(folder.is_dir()):
+        raise CheckpointError(f"cannot resume from {folder}: there is no such folder")
+
+
 def open_checkpoint(folder: Path) -> tuple[Path, int]:
     """Verify an explicitly named checkpoint (`.../step_N`, or a run folder: its newest) and return it with its step.
 
     Raises CheckpointError on all ranks when it is missing or damaged: a named checkpoint is never replaced by another.
     """
+    require_folder(folder)
     if not STEP_NAME.fullmatch(folder.name):
         found = find_resumable(folder)
         if found is None:
@@ -154,7 +161,7 @@ def open_checkpoint(folder: Path) -> tuple[Path, int]:
         return found
     problem = None
     if dist.is_main():
-        problem = damage(folder) if folder.is_dir() else "there is no such folder"
+        problem = damage(folder)
     problem = dist.broadcast_object(problem)
     if problem is not None:
         raise CheckpointError(f"cannot resume from {folder}: {problem}")

@@ -21,6 +21,7 @@ from mtvl.checkpoint import (
     read_done,
     read_state,
     remove_unfinished,
+    require_folder,
     resolve_resume,
     retain,
     write_checkpoint,
@@ -234,6 +235,8 @@ def train(config: RunConfig, folder: Path, *, resume: str = "auto") -> RunResult
     continues that checkpoint. Raises MtvlError subclasses; what was saved before stays in `folder`.
     """
     check_recipe(config)
+    if resume not in ("auto", "never"):
+        require_folder(Path(resume))  # before data and model are built
     run = Run(config, folder)
     steps = config.train.steps
     run.resume(resume)

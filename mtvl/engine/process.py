@@ -47,8 +47,15 @@ def start(device: str | None = None, local_rank: int | None = None) -> torch.dev
     if chosen.type == "cpu":
         _leave_out_shared_memory_op()
         atexit.register(remove_shared_memory)
-    with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints what it built
-        deepspeed.init_distributed(dist_backend="nccl" if chosen.type == "cuda" else "gloo", auto_mpi_discovery=False)
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints what it built
+            deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)
+    except torch_dist.DistNetworkError as error:
+        raise EngineError(
+            f"the ranks cannot meet at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({error}); does another "
+            "job use this port? Give the launcher another one, e.g. deepspeed --master_port 29600"
+        ) from None
     _device = chosen
     return chosen
 
@@ -68,6 +75,9 @@ def _set_launcher_variables(local_rank: int | None) -> None:
         if local_rank is None and torch.cuda.is_available():
             raise EngineError("LOCAL_RANK is not set and --local_rank was not given: the GPU of this rank is unknown")
         os.environ["LOCAL_RANK"] = str(local_rank if local_rank is not None else os.environ["RANK"])
+    if os.environ["WORLD_SIZE"] == "1" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        # Nobody else has to find this port, and a launcher's fixed one may belong to another job of this machine.
+        os.environ["MASTER_PORT"] = _free_port()
 
 
 def _free_port() -> str:
