@@ -61,15 +61,15 @@ def evaluate(
         )
         say("text-only baseline (the same model, trained and run with the visual input zeroed)")
         shared, other_items = _evaluate_model(other, other_config, split, device, say, None, False)
-        for name in on_both:
+        for name in (n for n in on_both if n in results):
             results[name]["text_only"] = shared[name]["score"]
             results[name] |= _gain(per_item[name], other_items[name])
-    for name in names:
+    for name in results:
         results[name]["trained_on"] = name in trained_on
         results[name]["split"] = split
     if dist.is_main():
         _write_json(table_file, results)
-        print(f"\n{format_results(results)}\n")
+        print(f"\n{format_results(results)}\n" if results else "\nnothing to score: no task has public answers\n")
         if baseline is None:
             print(
                 f"no text-only baseline in {checkpoint / TEXT_ONLY}; train it with the same command and recipe plus\n"
@@ -97,6 +97,8 @@ def _evaluate_model(
     model: Any, config: RunConfig, split: str, device: Any, say: Any, predictions: Path | None, baselines: bool
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Mapping[str, float]]]:
     """Predict and score every task of `config`; returns results and per-item primary scores."""
+    # Every item is read once, so there is nothing to gain from filling the store on the way.
+    config = replace(config, data=replace(config.data, fill="eager"))
     workspace = Workspace(config, model.backbone, tower=model.trained_tower, device=device, say=say)
     workspace.prepare([(task, split) for task in config.tasks])
     evaluator = Evaluator(model.to(device), workspace.tokenizer, device)
@@ -104,7 +106,8 @@ def _evaluate_model(
     items: dict[str, Mapping[str, float]] = {}
     for name, task in workspace.tasks.items():
         examples = workspace.examples(name, split)
-        constant = _constant(workspace, name, examples) if baselines and dist.is_main() else None
+        is_public = all(e.references for e in examples)
+        constant = _constant(workspace, name, examples) if baselines and is_public and dist.is_main() else None
         progress = Progress(f"evaluate {name}", -(-len(examples) // dist.world_size()), quiet=not dist.is_main())
         batches = evaluation_batches(
             workspace.collator, task, examples, config.evaluate.batch, dist.rank(), dist.world_size()
@@ -113,6 +116,9 @@ def _evaluate_model(
         if predictions is not None and dist.is_main():  # before scoring: a split without public answers ends there
             _write_predictions(predictions / f"{name}.jsonl", predicted)
             _write_result_file(predictions.parent / "results", task, predicted, examples, split)
+        if not is_public:
+            say(f"{name}: predicted, not scored: the split {split!r} has no public answers")
+            continue
         scores = evaluator.score(task, examples, predicted)
         results[name] = _result(scores, len(examples), config.evaluate.bootstrap)
         items[name] = scores.per_item

@@ -77,8 +77,8 @@ def _sample_lines(workspace: Workspace, example: Example, batch: Batch, split: s
     task, tokenizer = workspace.tasks[example.task], workspace.tokenizer
     lines = [f"task {task.name}, split {split}, index {index}, uid {example.uid}"]
     for number, path in enumerate(example.visual.images):
-        width, height = open_image(path).size
-        lines.append(f"picture {number}       {path} ({width} x {height} px)")
+        size = "stored features" if is_stored(path) else "{} x {} px".format(*open_image(path).size)
+        lines.append(f"picture {number}       {path} ({size})")
     if example.visual.video:
         span = "all of it" if example.visual.span is None else "seconds {:g} to {:g}".format(*example.visual.span)
         lines.append(f"video           {example.visual.video} ({span})")
@@ -142,6 +142,10 @@ def predict_one(checkpoint: Path, task_name: str, images: Sequence[Path], text: 
                      overlay=config.task.get(task_name))  # fmt: skip
     for path in images:
         open_image(str(path))  # a clear error before any work
+    if task.config.video is not None:
+        raise ConfigError(
+            f"task {task_name!r} is on videos; this command takes pictures (tasks on videos: mtvl inspect)"
+        )
     if not images:
         raise ConfigError("no picture; give --image FILE (twice for a task over two pictures)")
     segments = (Segment("prompt", task.config.prompt), *([Segment("question", text)] if text else []))

@@ -17,7 +17,7 @@ from mtvl.petl.apply import apply_plan, owner_of
 from mtvl.petl.plan import Plan
 from mtvl.tasks import TASKS_DIR
 from mtvl.tasks.visual import with_visual
-from mtvl.types import Batch, Decoding
+from mtvl.types import Batch, Decoding, kind_owner
 
 
 class Model(nn.Module):
@@ -69,8 +69,17 @@ class Model(nn.Module):
         return {n: p for n, p in self.named_parameters() if p.requires_grad}
 
     def tasks_of_parameters(self) -> dict[str, str | None]:
-        """Task that owns each trained parameter; None where it is shared."""
-        owners = owner_of(self.plan)
+        """Task that owns each trained parameter; None where it is shared by all.
+
+        In a model of pictures and videos a projection belongs to the tasks with its kind of features (`kind_owner`): it
+        is idle in the steps of the others, and has to stand still there as a task's own parts do.
+        """
+        owners: dict[str, str | None] = dict(owner_of(self.plan))
+        kinds = list(getattr(self.backbone, "widths", ()))
+        for name in self.trainable() if len(kinds) > 1 else ():
+            for kind in kinds:
+                if name.startswith(f"backbone.visual.features.{kind}."):
+                    owners[name.removeprefix("backbone.")] = kind_owner(kind)
         return {n: owners.get(n.removeprefix("backbone.")) for n in self.trainable()}
 
 

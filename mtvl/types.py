@@ -173,6 +173,11 @@ class Batch:
         return Batch(**{**vars(self), **moved})
 
 
+def kind_owner(kind: str) -> str:
+    """Owner of the parameters that only one kind of features uses; no task can be called so."""
+    return f"{kind} features"
+
+
 class Tokenizer(Protocol):
     """Text to ids and back. `wrap` adds the backbone's special tokens around plain ids."""
 

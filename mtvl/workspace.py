@@ -9,6 +9,7 @@ from typing import Any
 
 from mtvl import dist
 from mtvl.config import RunConfig
+from mtvl.data import shards
 from mtvl.data.collate import Collator
 from mtvl.data.features import FeatureStore, FrameStore
 from mtvl.data.miniworld.write import ensure_miniworld
@@ -68,14 +69,16 @@ class Workspace:
             for name in config.tasks
         }
         self.tokenizer = backbone.tokenizer()
-        self.features, self.frames, self.tower_fingerprint = open_stores(config, backbone)
+        self.features, self.frames, self.tower_names = open_stores(config, backbone)
+        self.tower_fingerprint = "+".join(self.tower_names.values())
         for store in (self.features, self.frames):
             if store is not None:
                 store.to(device)
         if tower and tower != self.tower_fingerprint:
             raise CheckpointError(
                 f"trained on features of tower {tower}, found tower {self.tower_fingerprint}; "
-                "set 'backbone.tower_weights' (and 'backbone.frame_tower_weights') to the weights it was trained with"
+                "set 'backbone.tower_weights' and 'backbone.frame_tower_weights' to the weights it was trained with, "
+                "'data.frame_seconds' to its distance of frames"
             )
         self.collator = Collator(
             self.tokenizer, self.features, {n: t.limits for n, t in self.tasks.items()},
@@ -89,11 +92,26 @@ class Workspace:
         key = (task, split)
         if key not in self._examples:
             rows = list(self.tasks[task].examples(split))
+            self._check_shards(task, split)
             limit = self.config.data.max_examples
             if limit and len(rows) > limit:
                 rows = [rows[i * len(rows) // limit] for i in range(limit)]
             self._examples[key] = rows
         return self._examples[key]
+
+    def _check_shards(self, task: str, split: str) -> None:
+        """DataError when a split is read from shards of features that another tower made, or at another distance."""
+        if not shards.has_shards(self.root, task, split):
+            return
+        for kind, made in shards.towers(self.root, task, split).items():
+            own = self.tower_names.get(kind, made)
+            same = made.partition("@")[2] == own.partition("@")[2] if own.startswith("stored") else made == own
+            if not same:
+                raise DataError(
+                    f"the shards of {task}/{split} hold {kind} features of {made}, this run reads those of {own}; write "
+                    "the shards again (tools/shard.py), or give the run the tower that they were written with",
+                    file=self.root,
+                )
 
     def prepare(self, wanted: Sequence[tuple[str, str]]) -> None:
         """Read the (task, split) pairs and compute the features of their pictures that are not stored yet."""
@@ -113,10 +131,17 @@ class Workspace:
                 store.close()
 
 
-def open_stores(config: RunConfig, backbone: Any) -> tuple[FeatureStore | None, FrameStore | None, str]:
-    """Stores of pictures and of videos, for the kinds of features that the backbone reads, and their towers' names."""
+def open_stores(config: RunConfig, backbone: Any) -> tuple[FeatureStore | None, FrameStore | None, dict[str, str]]:
+    """Stores of pictures and of videos, for the kinds of features that the backbone reads, and their towers by kind."""
     folder, data, kinds = cache_folder(config) / "features", config.data, backbone.widths
     towers = {kind: backbone.tower(kind) for kind in kinds}
+    if "frame" in kinds:
+        tokens = backbone.max_frames * (towers["frame"].grid if towers["frame"] else backbone.stored_grid("frame"))[0]
+        if tokens > backbone.config.num_slots:
+            raise ConfigError(
+                f"'backbone.frames' {backbone.max_frames} are {tokens} visual tokens, more than 'backbone.num_slots' "
+                f"{backbone.config.num_slots}"
+            )
     features = frames = None
     if "grid" in kinds:
         features = FeatureStore(towers["grid"], folder, grid=backbone.stored_grid("grid"))
@@ -128,7 +153,7 @@ def open_stores(config: RunConfig, backbone: Any) -> tuple[FeatureStore | None, 
     names = {kind: "stored" if tower is None else tower.fingerprint for kind, tower in towers.items()}
     if "frame" in names:
         names["frame"] += f"@{data.frame_seconds:g}s"
-    return features, frames, "+".join(names.values())
+    return features, frames, names
 
 
 def ensure_features(

@@ -81,7 +81,7 @@ def _check_split(task: BaseTask, split: str, pictures: set[str], videos: set[str
     published = task.source.config.published.get(split)
     expected = "no published size" if published is None else f"published {published:,}"
     on = f"{len(clips):,} videos" if clips else f"{len(images):,} pictures"
-    _, bare = task.source.without_subtitles[split]
+    _, bare = task.source.without_subtitles.get(split, (0, 0))  # shards have none to count
     silent = f" ({bare:,} without subtitles)" if bare else ""
     print(f"  {split}: found {len(examples):,} examples on {on}{silent}; {expected}")
     if published is not None and published != len(examples) and not any_size:

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mtvl.backbones import BACKBONES
 from mtvl.cli import RECIPES
 from mtvl.config import RunConfig, load_run_config
 from mtvl.data.shard_media import FeatureMedia, FileMedia
@@ -86,7 +87,11 @@ def run_write(args: argparse.Namespace) -> int:
     names, splits = args.tasks.split(","), args.splits.split(",")
     config = load_run_config(args.recipe, names, args.overrides)
     root = data_root(config)
-    tasks = {name: load_task(name, root=root, evaluate=config.evaluate) for name in names}
+    family = BACKBONES.load(str(config.backbone["name"])).family
+    tasks = {
+        name: load_task(name, root=root, family=family, evaluate=config.evaluate, overlay=config.task.get(name))
+        for name in names
+    }
     for name in names:
         for split in splits:
             if (folder := folder_of(args.dst, name, split)).exists():
@@ -129,10 +134,9 @@ def feature_media(config: RunConfig, examples: Sequence[Example]) -> FeatureMedi
     """The features of `examples` by the recipe's towers; what the feature store lacks is computed first."""
     config = with_visual(config, TASKS_DIR)
     backbone = make_backbone(config.backbone)
-    pictures, frames, fingerprint = open_stores(config, backbone)
+    pictures, frames, towers = open_stores(config, backbone)
     ensure_features(pictures, frames, examples, "eager", lambda line: print(line, flush=True))
     wanted = {"frame" if example.visual.video else "grid" for example in examples}
-    towers = dict(zip(backbone.widths, fingerprint.split("+"), strict=True))
     return FeatureMedia(pictures, frames, {kind: name for kind, name in towers.items() if kind in wanted})
 
 

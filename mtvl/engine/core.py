@@ -19,7 +19,7 @@ from mtvl.engine.settings import deepspeed_settings
 from mtvl.engine.state import load_state, save_state
 from mtvl.errors import EngineError
 from mtvl.optim import FIRST_WINDOWS, ParameterGroup, build_optimizer, check_groups, learning_rate
-from mtvl.types import Batch
+from mtvl.types import Batch, kind_owner
 
 MAX_SKIPPED_IN_A_ROW = 5
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -105,7 +105,7 @@ class Engine:
         self._agree(step, batches)
         if not self.module.training:
             self.deepspeed.train()
-        present = {b.task for b in batches}
+        present = {b.task for b in batches} | {kind_owner(b.feature_kind) for b in batches}
         active = [g for g in self.groups if g.task is None or g.task in present]
         lr = learning_rate(step, self.config.optim, self.config.train.steps)
         self.optimizer.begin((g.name for g in active), lr)
@@ -203,7 +203,8 @@ class Engine:
     def _check_first_gradients(self, step: int, active: Sequence[ParameterGroup]) -> None:
         """EngineError when a private group got only zeros in all its first windows: it would silently never train."""
         counts = self.optimizer.counts
-        old = [g for g in active if g.task is not None and counts[g.name] == FIRST_WINDOWS - 1]
+        # Not the projections of features: those of a text-only baseline rightly get zeros.
+        old = [g for g in active if g.task in self.config.tasks and counts[g.name] == FIRST_WINDOWS - 1]
         if not old:
             return
         touched = dist.sum_floats([float(g.name in self.optimizer.touched) for g in old], self.device)

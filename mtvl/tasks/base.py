@@ -81,6 +81,8 @@ def validate(name: str, config: TaskConfig, kinds: Registry) -> None:
     for key, (number, bound) in least.items():
         if number < bound:
             raise ConfigError(f"'{name}.{key}' expects at least {bound}, found {number}")
+    if decoding.mode == "rank" and config.kind != "choice":
+        raise ConfigError(f"'{name}.decoding.mode' rank needs examples with choices of their own: kind choice alone")
     if not config.sources:
         raise ConfigError(f"'{name}.sources' expects at least one source of files, found none")
     _check_visual(name, config)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from mtvl.cli import DEFAULT_RECIPE
 from mtvl.config import RunConfig, load_run_config
 from mtvl.data.miniworld.write import ensure_miniworld
+from mtvl.engine import Engine
 from mtvl.errors import ConfigError
 from mtvl.evaluate import evaluate
 from mtvl.export import load_export
@@ -131,3 +134,43 @@ def test_a_model_of_pictures_refuses_videos(recipe: Recipe, tmp_path: Path) -> N
     assert train(recipe("train.steps=1", tasks=["nlvr2"]), run).code == 0
     with pytest.raises(ConfigError, match="task 'yc2c' needs 'frame' features"):
         evaluate(run, ["yc2c"])
+
+
+def test_the_projection_of_the_other_kind_stands_still(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values of a projection are the same to the last bit after a step without its kind of features."""
+    step, moved, idle = Engine.train_step, set(), set()
+
+    def watched(engine: Engine, number: int, batches: list) -> object:
+        names = [n for n in engine.masters.parameters if ".visual.features." in n]
+        before = {n: engine.masters.get(n).clone() for n in names}
+        report = step(engine, number, batches)
+        (kind,) = {b.feature_kind for b in batches}
+        for name in names:
+            if f".features.{kind}." in name:
+                moved.add(kind)
+            else:
+                assert torch.equal(engine.masters.get(name), before[name]), (number, name)
+                idle.add(kind)
+        return report
+
+    monkeypatch.setattr(Engine, "train_step", watched)
+    options = ["train.steps=6", "mixture.block=2", "engine.file=ds_configs/zero1.json"]
+    assert train(recipe(*options, tasks=["nlvr2", "yc2c"]), tmp_path / "run").code == 0
+    assert moved == idle == {"grid", "frame"}
+
+
+def test_a_split_without_public_answers_is_predicted_and_the_others_are_scored(
+    recipe: Recipe, joint: Path, tmp_path: Path
+) -> None:
+    world = Path(recipe().data.root)
+    hidden = tmp_path / "world"
+    shutil.copytree(world, hidden, symlinks=True)
+    file = hidden / "how2qa/how2qa_test_public_release.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps({k: v for k, v in r.items() if k != "answer_idx"}) + "\n" for r in rows))
+    out = tmp_path / "out" / "eval.json"
+    results = evaluate(joint, ["how2qa", "nlvr2"], out=out, overrides=[f"data.root={hidden}"])
+    assert set(results) == set(json.loads(out.read_text())) == {"nlvr2"}
+    assert len(json.loads((out.parent / "results" / "how2qa_test_predictions.json").read_text())) == len(rows)
