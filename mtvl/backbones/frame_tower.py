@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from mtvl.backbones.towers import CLIP_MEAN, CLIP_STD, GridTower
+from mtvl.backbones.towers import GridTower, normalised, weights_hash
 from mtvl.errors import CheckpointError, ConfigError, near_names
 
 
@@ -81,11 +80,7 @@ class FrameTower(nn.Module):
     @property
     def fingerprint(self) -> str:
         """Hash of architecture, preprocessing and weights."""
-        digest = hashlib.sha256(f"{self.config}|frame".encode())
-        for key, value in sorted(self.state_dict().items()):
-            digest.update(key.encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        return f"frame-{self.name}-{digest.hexdigest()[:16]}"
+        return f"frame-{self.name}-{weights_hash(f'{self.config}|frame', self)}"
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """(n, 3, H, W) normalised pixels -> (n, P, F)."""
@@ -98,9 +93,7 @@ class FrameTower(nn.Module):
         if self.name == "tiny":
             return self.trunk.preprocess(images)  # type: ignore[operator, no-any-return]
         arrays = [np.asarray(_crop(im.convert("RGB"), self.config.image_size), dtype=np.float32) for im in images]
-        pixels = torch.from_numpy(np.stack(arrays)).div_(255).permute(0, 3, 1, 2)
-        mean, std = torch.tensor(CLIP_MEAN).view(3, 1, 1), torch.tensor(CLIP_STD).view(3, 1, 1)
-        return ((pixels - mean) / std).contiguous()
+        return normalised(arrays)
 
     @torch.no_grad()
     def encode(self, images: Sequence[Any]) -> torch.Tensor:

@@ -43,6 +43,22 @@ TOWERS = {
 }
 
 
+def weights_hash(about: str, module: nn.Module) -> str:
+    """16 hex digits that change with `about` (architecture and preprocessing in words) and with every weight."""
+    digest = hashlib.sha256(about.encode())
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def normalised(arrays: Sequence[np.ndarray]) -> torch.Tensor:
+    """(H, W, 3) float32 arrays of 0..255, all of one size -> (n, 3, H, W) by CLIP's mean and deviation."""
+    pixels = torch.from_numpy(np.stack(arrays)).div_(255).permute(0, 3, 1, 2)
+    mean, std = torch.tensor(CLIP_MEAN).view(3, 1, 1), torch.tensor(CLIP_STD).view(3, 1, 1)
+    return ((pixels - mean) / std).contiguous()
+
+
 class GridTower(nn.Module):
     """open_clip's residual tower up to one of its stages, without attention pooling.
 
@@ -78,11 +94,7 @@ class GridTower(nn.Module):
     @property
     def fingerprint(self) -> str:
         """Hash of architecture, preprocessing and weights."""
-        digest = hashlib.sha256(f"{self.config}|bicubic square|clip mean".encode())
-        for key, value in sorted(self.state_dict().items()):
-            digest.update(key.encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        return f"{self.name}-{digest.hexdigest()[:16]}"
+        return f"{self.name}-{weights_hash(f'{self.config}|bicubic square|clip mean', self)}"
 
     def _load(self, weights: str) -> None:
         """Load a safetensors file of this tower, or an open_clip checkpoint (file or pretrained tag)."""
@@ -127,9 +139,7 @@ class GridTower(nn.Module):
         arrays = [
             np.asarray(im.convert("RGB").resize(size, Image.Resampling.BICUBIC), dtype=np.float32) for im in images
         ]
-        pixels = torch.from_numpy(np.stack(arrays)).div_(255).permute(0, 3, 1, 2)
-        mean, std = torch.tensor(CLIP_MEAN).view(3, 1, 1), torch.tensor(CLIP_STD).view(3, 1, 1)
-        return ((pixels - mean) / std).contiguous()
+        return normalised(arrays)
 
     @torch.no_grad()
     def encode(self, images: Sequence[Any]) -> torch.Tensor:
