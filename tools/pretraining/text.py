@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +36,30 @@ def region_loss(
     return torch.stack(parts).mean()
 
 
+@contextmanager
+def float32_attention() -> Iterator[None]:
+    """Attention in float32 inside bfloat16 autocast: on a CPU its bfloat16 backward takes half of a step (1.5x in all)."""
+    plain = nn.functional.scaled_dot_product_attention
+
+    def attention(q, k, v, attn_mask=None, **options):
+        if attn_mask is not None and attn_mask.dtype != torch.bool:
+            attn_mask = attn_mask.float()
+        with torch.autocast("cpu", enabled=False):
+            return plain(q.float(), k.float(), v.float(), attn_mask=attn_mask, **options).to(q.dtype)
+
+    nn.functional.scaled_dot_product_attention = attention
+    try:
+        yield
+    finally:
+        nn.functional.scaled_dot_product_attention = plain
+
+
 def losses_of(
     model: ClipBart, batch: Batch, labels: torch.Tensor, words: list[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Text loss, region loss (at the encoder's input and output), and the logits."""
     table = model.bart.model.shared.weight
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16), float32_attention():
         memory = model.encode(batch)
         logits = model.decode(memory, batch.target_ids).float()
     losses = token_losses(logits, batch.target_ids)
@@ -90,7 +110,7 @@ def pretrain_text(clock: Clock, model: ClipBart, stream: Stream, file: Path, pea
         model.bart.model.shared.weight[-model.config.num_slots :].normal_(std=0.3)
         for projection in model.visual.features.values():
             projection[1].weight.fill_(0.5)
-    optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=0.01, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
     model.train()
     words = [torch.tensor([stream.word(w) for w in names]) for names in (COLOURS, SHAPES, SIZES, TEXTURES)]
     recent: Recent = defaultdict(list)
