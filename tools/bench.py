@@ -35,6 +35,7 @@ BENCHES = Registry(
         "data": "benches.data:measure",
         "features": "benches.features:measure",
         "epoch": "benches.epoch:measure",
+        "step": "benches.step:measure",
     },
 )
 

@@ -1,0 +1,72 @@
+"""Measured processes: the protocol, peak memory, and sides that are left out or end early."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).parents[2] / "tools"
+sys.path.insert(0, str(TOOLS))
+
+from benches import step  # noqa: E402
+from benches.workers import protocol  # noqa: E402
+
+from mtvl.errors import MtvlError  # noqa: E402
+
+WORKER = """
+import sys, time
+sys.path.insert(0, {tools!r})
+from benches.workers.protocol import serve
+def prepare():
+    print("noise of a library")
+    kept = b"k" * ({kept} * 2**20)  # zeros would not be resident
+    def step(kept=kept):
+        time.sleep({seconds})
+        return b"s" * (32 * 2**20)
+    return step, "{kept} MiB kept"
+serve(prepare)
+"""
+
+
+def worker(folder: Path, name: str, seconds: float, kept: int) -> list[str]:
+    file = folder / f"{name}.py"
+    file.write_text(WORKER.format(tools=str(TOOLS), seconds=seconds, kept=kept))
+    return [sys.executable, str(file)]
+
+
+def test_time_memory_and_notes_of_processes(tmp_path: Path) -> None:
+    commands = {"slow": worker(tmp_path, "slow", 0.6, 128), "fast": worker(tmp_path, "fast", 0.05, 32)}
+    slow, fast, slow_memory, fast_memory = step.measure_sides(commands, 2)
+    assert slow.note == "128 MiB kept" and slow.ratio == 1 and slow.rounds == 2
+    assert fast.baseline == "slow" and fast.ratio < 0.8
+    assert slow_memory.median > fast_memory.median and fast_memory.rounds == 2
+    # The step's own 32 MiB are gone when it has ended, and are in the peak all the same.
+    assert 60 < fast_memory.median < 90
+
+
+def test_peak_starts_anew() -> None:
+    block = b"b" * (96 * 2**20)
+    del block
+    protocol.forget_peak()
+    assert protocol.resident("VmHWM") < protocol.resident() + 48
+
+
+def test_process_that_ends_is_named(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text("raise SystemExit(3)")
+    with pytest.raises(MtvlError, match=r"broken\.py ended with exit code 3"):
+        step.measure_sides({"broken": [sys.executable, str(broken)]}, 1)
+
+
+def test_missing_environment_leaves_a_side_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MTVL_BENCH_PEFT", raising=False)
+    assert step.command("peft LoRA r=128") == []
+    assert "MTVL_BENCH_PEFT names no Python" in capsys.readouterr().out
+    monkeypatch.setenv("MTVL_BENCH_PEFT", "/nowhere/python")
+    with pytest.raises(MtvlError, match="/nowhere/python"):
+        step.command("peft LoRA r=128")
+    assert step.command("full")[0] == sys.executable

@@ -1,0 +1,1 @@
+"""Sides of a comparison that run in processes (and environments) of their own."""

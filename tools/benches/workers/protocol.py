@@ -1,0 +1,51 @@
+"""What a measured process does: prepare once, then one timed round for every line on its standard input.
+
+It is imported in foreign environments too, so it needs torch and the standard library alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+Step = Callable[[], object]
+
+
+def resident(kind: str = "VmRSS") -> float:
+    """Memory of this process in MiB: VmRSS now, VmHWM the most since `forget_peak`; 0 where /proc is missing."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(kind + ":")), 0.0)
+
+
+def forget_peak() -> None:
+    """Start VmHWM anew."""
+    reset = Path("/proc/self/clear_refs")
+    if reset.is_file():
+        reset.write_text("5")
+
+
+def serve(prepare: Callable[[], tuple[Step, str]]) -> None:
+    """Answer every line of standard input with a JSON line: seconds of one step and its peak memory in MiB.
+
+    Memory is counted from after the imports, so weights, gradients, optimizer state and activations are in it and
+    libraries are not. `prepare` returns the step and a note; what libraries print goes to standard error.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    imported = resident()
+    step, note = prepare()
+    step()
+    answers.write(json.dumps({"note": note}) + "\n")
+    answers.flush()
+    for _ in sys.stdin:
+        forget_peak()
+        begin = time.perf_counter()
+        step()
+        seconds = time.perf_counter() - begin
+        answers.write(json.dumps({"seconds": seconds, "mebibytes": resident("VmHWM") - imported}) + "\n")
+        answers.flush()
