@@ -36,6 +36,7 @@ BENCHES = Registry(
         "features": "benches.features:measure",
         "epoch": "benches.epoch:measure",
         "step": "benches.step:measure",
+        "decode": "benches.decode:measure",
     },
 )
 

@@ -1,6 +1,6 @@
 """Pretrain the tiny CLIP-BART that ships with the package (mtvl/backbones/weights/tiny), from nothing but miniworld.
 
-    python tools/pretrain_tiny.py OUT [--tower-steps 700] [--steps 14000] [--seed 0]
+    python tools/pretrain_tiny.py OUT [--tower-steps 700] [--steps 12000] [--seed 0]
 
 1. Towers: a small CLIP residual tower learns to name the attributes of the object on each lattice cell; a linear head
    on top of it, those of the object in each quarter of a video frame.
@@ -105,7 +105,7 @@ def main() -> int:
     parser.add_argument("--tower-minutes", type=float, default=6)
     parser.add_argument("--tower-steps", type=int, default=700)
     parser.add_argument("--minutes", type=float, default=40)
-    parser.add_argument("--steps", type=int, default=14000)
+    parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--pictures", type=int, default=8000)
     parser.add_argument("--videos", type=int, default=3000)
     parser.add_argument("--rows", type=int, default=64)
