@@ -36,7 +36,9 @@ class Model(nn.Module):
         if self.plan.is_task_private and name not in self.plan.tasks:
             raise PlanError(f"this model has parts for {', '.join(self.plan.tasks)} only, not for {name!r}")
         if self.is_merged and self.plan.is_task_private and name != self.active.name:
-            raise PlanError(f"the adapters of {self.active.name!r} are merged into this model; unmerge it to run {name!r}")
+            raise PlanError(
+                f"the adapters of {self.active.name!r} are merged into this model; unmerge it to run {name!r}"
+            )
         self.active.set(name)
 
     def merge(self, task: str = "") -> None:

@@ -103,9 +103,7 @@ def apply_plan(backbone: nn.Module, plan: Plan, method: Any, seed: int) -> Activ
     return active
 
 
-def _place_common(
-    backbone: nn.Module, plan: Plan, method: Any, active: ActiveTask
-) -> dict[str, dict[str, TaskBank]]:
+def _place_common(backbone: nn.Module, plan: Plan, method: Any, active: ActiveTask) -> dict[str, dict[str, TaskBank]]:
     """The modules that several sites use, by name and part; they stand at COMMON in the backbone."""
 
     def bank(common: Common, name: str) -> TaskBank:

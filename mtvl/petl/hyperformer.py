@@ -157,7 +157,12 @@ class Hyperformer:
             ("out.weight", (config.code, config.hidden)), ("out.bias", (config.code,)),
             ("LayerNorm.weight", (config.code,)), ("LayerNorm.bias", (config.code,)),
         ]  # fmt: skip
-        sizes = {"down_weight": bottleneck * width, "down_bias": bottleneck, "up_weight": bottleneck * width, "up_bias": width}
+        sizes = {
+            "down_weight": bottleneck * width,
+            "down_bias": bottleneck,
+            "up_weight": bottleneck * width,
+            "up_bias": width,
+        }
         for name in dict.fromkeys(BLOCKS[s.kind] for s in places):
             for generator, size in sizes.items():
                 key = f"blocks.{name}.{generator}"

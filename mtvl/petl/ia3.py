@@ -99,7 +99,9 @@ class Ia3:
         injections = []
         for site in at_kinds(chosen, (*OUTPUTS, *INPUTS)):
             width = site.d_in if site.kind in INPUTS else site.d_out
-            injections.append(Injection(site, parts_over_tasks({"scale": (("weight", (width,)),)}, config.share, tasks)))
+            injections.append(
+                Injection(site, parts_over_tasks({"scale": (("weight", (width,)),)}, config.share, tasks))
+            )
         options = (("share", config.share), *layers_option(config.layers))
         unfrozen = of_kinds(chosen, norms=config.train_norms, visual=config.train_visual)
         return Plan("ia3", options, tasks, tuple(sites), tuple(injections), unfrozen)

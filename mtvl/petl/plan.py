@@ -99,7 +99,9 @@ class Plan:
         whole = {site.path for site in self.unfrozen}
         for site in self.biases:
             if site.path in whole or not site.num_bias:
-                raise PlanError(f"{site.path} is trained as a whole, or has no bias, and its bias cannot be added to that")
+                raise PlanError(
+                    f"{site.path} is trained as a whole, or has no bias, and its bias cannot be added to that"
+                )
 
     @property
     def num_added(self) -> int:

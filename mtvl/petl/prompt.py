@@ -94,9 +94,7 @@ class Prompt:
         ]  # fmt: skip
         options = (("length", config.length), ("width", config.width), ("share", config.share))
         unfrozen = of_kinds(chosen, norms=config.train_norms, visual=config.train_visual)
-        return Plan(
-            "prompt", options + layers_option(config.layers), tasks, tuple(sites), tuple(injections), unfrozen
-        )
+        return Plan("prompt", options + layers_option(config.layers), tasks, tuple(sites), tuple(injections), unfrozen)
 
     def build(self, injection: Injection, active: ActiveTask) -> nn.Module:
         """The prompts of all owners."""

@@ -16,16 +16,31 @@ from mtvl.petl.share import SHARES
 from mtvl.types import Batch
 
 
+# Options that change what a method is made of, beside the ways of sharing.
+FURTHER = (
+    {"name": "compacter", "share": "none", "division": 4, "rank": 1, "share_rule": True, "bottleneck": 8},
+    {"name": "projection", "train_norms": True},
+)
+
+
 def variants() -> list[dict[str, Any]]:
-    """A petl section for every method and every way of sharing that its options know."""
+    """A petl section for every method and every way of sharing that its options know, and some more."""
     found: list[dict[str, Any]] = []
     for name in METHODS:
-        options = {f.name for f in dataclasses.fields(METHODS.load(name).Config)}
-        found += [{"name": name, "share": share} for share in SHARES] if "share" in options else [{"name": name}]
-    return found
+        config = METHODS.load(name).Config
+        has_share = "share" in {f.name for f in dataclasses.fields(config)}
+        shares = getattr(config, "SHARES", SHARES)
+        found += [{"name": name, "share": share} for share in shares] if has_share else [{"name": name}]
+    return [*found, *FURTHER]
 
 
-@pytest.fixture(params=variants(), ids=lambda section: "-".join(section.values()))
+def label(section: dict[str, Any]) -> str:
+    """A short name of a variant."""
+    further = [f"{k}={v}" for k, v in section.items() if k not in ("name", "share")]
+    return "-".join([section["name"], *([section["share"]] if "share" in section else []), *further])
+
+
+@pytest.fixture(params=variants(), ids=label)
 def petl(request: pytest.FixtureRequest) -> dict[str, Any]:
     """The petl section of one variant."""
     return dict(request.param)
