@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import nn
 
 from mtvl.petl.plan import Injection, Part, Plan
 from mtvl.petl.select import MethodConfig, at_kinds, in_layers, layers_option, of_kinds
-from mtvl.petl.share import WHOLE, ActiveTask, TaskBank, check_whole, parts_over_tasks
+from mtvl.petl.share import ActiveTask, TaskBank, check_whole, parts_over_tasks
 from mtvl.sites import Site
 
 OUTPUTS = ("self_attn.k", "self_attn.v", "cross_attn.k", "cross_attn.v")
@@ -21,7 +20,6 @@ INPUTS = ("ffn.down",)
 class Ia3Config(MethodConfig):
     """`share`: all or none."""
 
-    SHARES: ClassVar[tuple[str, ...]] = WHOLE
     name: str = "ia3"
     share: str = "all"
     train_norms: bool = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -11,7 +10,7 @@ from torch import nn
 from mtvl.errors import ConfigError
 from mtvl.petl.plan import Injection, Part, Plan
 from mtvl.petl.select import MethodConfig, at_kinds, in_layers, layers_option, of_kinds
-from mtvl.petl.share import WHOLE, ActiveTask, TaskBank, check_whole, parts_over_tasks
+from mtvl.petl.share import ActiveTask, TaskBank, check_whole, parts_over_tasks
 from mtvl.sites import Site
 
 PLACES = ("self_attn", "cross_attn")
@@ -21,7 +20,6 @@ PLACES = ("self_attn", "cross_attn")
 class PrefixConfig(MethodConfig):
     """`length` keys and values at every attention. `share`: all or none."""
 
-    SHARES: ClassVar[tuple[str, ...]] = WHOLE
     name: str = "prefix"
     length: int = 20
     share: str = "all"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -11,7 +10,7 @@ from torch import nn
 from mtvl.errors import ConfigError
 from mtvl.petl.plan import Injection, Part, Plan
 from mtvl.petl.select import MethodConfig, at_kinds, in_layers, layers_option, of_kinds
-from mtvl.petl.share import WHOLE, ActiveTask, Shapes, TaskBank, check_whole, parts_over_tasks
+from mtvl.petl.share import ActiveTask, Shapes, TaskBank, check_whole, parts_over_tasks
 from mtvl.sites import Site
 
 
@@ -19,7 +18,6 @@ from mtvl.sites import Site
 class PromptConfig(MethodConfig):
     """`length` vectors, each from a table through a hidden layer of `width`. `share`: all or none."""
 
-    SHARES: ClassVar[tuple[str, ...]] = WHOLE
     name: str = "prompt"
     length: int = 40
     width: int = 800

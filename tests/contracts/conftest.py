@@ -1,4 +1,4 @@
-"""Contract tests run over the registries: once for every backbone, and with `petl` for every method and way of sharing."""
+"""Contract tests run over the registries: once for every backbone, and with `petl` for every method, shared and private."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import pytest
 from mtvl.backbones import BACKBONES
 from mtvl.config import RunConfig
 from mtvl.petl import METHODS
-from mtvl.petl.share import SHARES
+from mtvl.petl.share import SHARES, WHOLE
 from mtvl.types import Batch
-
 
 # Options that change what a method is made of, beside the ways of sharing.
 FURTHER = (
@@ -24,12 +23,14 @@ FURTHER = (
 
 
 def variants() -> list[dict[str, Any]]:
-    """A petl section for every method and every way of sharing that its options know, and some more."""
+    """A petl section for every method, shared and private, and some more; half-shared ones for `adapter` alone.
+
+    Halves are one combinator's work and the same for every method; tests/petl looks at them elsewhere.
+    """
     found: list[dict[str, Any]] = []
     for name in METHODS:
-        config = METHODS.load(name).Config
-        has_share = "share" in {f.name for f in dataclasses.fields(config)}
-        shares = getattr(config, "SHARES", SHARES)
+        has_share = "share" in {f.name for f in dataclasses.fields(METHODS.load(name).Config)}
+        shares = SHARES if name == "adapter" else WHOLE
         found += [{"name": name, "share": share} for share in shares] if has_share else [{"name": name}]
     return [*found, *FURTHER]
 

@@ -53,9 +53,9 @@ def test_idle_tasks_stand_still(petl: dict, tiny_config: MakeConfig, make_batch:
         optimizer.step()
         optimizer.commit()
         for name, parameter in trainable.items():
-            if owners[name] in (None, task):
+            if owners[name] == task:
                 assert not torch.equal(parameter, before[name]), name
-            else:
+            elif owners[name] is not None:
                 assert torch.equal(parameter, before[name]), name
                 assert all(torch.equal(v, moments[name][k]) for k, v in optimizer.state[parameter].items()), name
 
@@ -72,9 +72,9 @@ def test_merged_is_unmerged(petl: dict, tiny_config: MakeConfig, make_batch: Mak
     for task in config.tasks[:2]:
         batch = make_batch(task)
         model.set_task(task)
-        apart = model.logits(batch)
+        apart = model.logits(batch).detach()
         model.merge(task)
-        merged = model.logits(batch)
+        merged = model.logits(batch).detach()
         assert float((merged - apart).abs().max()) < MERGED
         if model.plan.injections:  # the adapters are in the weights, no longer beside them
             path = model.plan.injections[0].site.path
@@ -95,27 +95,23 @@ def test_merged_is_unmerged(petl: dict, tiny_config: MakeConfig, make_batch: Mak
     assert {n for n, p in model.named_parameters() if p.requires_grad} == set(model.train().trainable())
 
 
-@pytest.mark.parametrize("layers", ["first:1", "last:1", [1]], ids=str)
-def test_layers_choose_where_a_method_works(
-    petl: dict, layers: object, tiny_config: MakeConfig, make_batch: MakeBatch
-) -> None:
-    plan, whole = make_plan(tiny_config({**petl, "layers": layers})), make_plan(tiny_config(petl))
-    chosen = 0 if layers == "first:1" else 1  # of two layers a stack
+def test_layers_choose_where_a_method_works(petl: dict, tiny_config: MakeConfig, make_batch: MakeBatch) -> None:
+    config, chosen = tiny_config({**petl, "layers": "last:1"}), 1  # of two layers a stack
+    plan, whole = make_plan(config), make_plan(tiny_config(petl))
     touched = [i.site for i in plan.injections] + [*plan.unfrozen, *plan.biases]
     assert {s.layer for s in touched} <= {-1, chosen}
     for ours, all_of_them in ((plan.unfrozen, whole.unfrozen), (plan.biases, whole.biases)):
         assert set(ours) == {s for s in all_of_them if s.layer in (-1, chosen)}
     sites = {i.site for i in whole.injections}
     assert {i.site for i in plan.injections} == {s for s in sites if s.layer in (-1, chosen)}
-    assert (plan.fingerprint() == whole.fingerprint()) == (plan.num_trainable == whole.num_trainable and not any(
-        s.layer >= 0 for s in [*sites, *whole.unfrozen])) or plan.options != whole.options  # fmt: skip
-    model = build_model(tiny_config({**petl, "layers": layers})).train()
+    assert plan.fingerprint() != whole.fingerprint()
+    model = build_model(config).train()
     model.set_task("vqa")
     assert torch.isfinite(model(make_batch("vqa")))
 
 
 def test_greedy_decoding_follows_the_teacher_forced_model(
-    petl: dict, tiny_config: MakeConfig, make_batch: MakeBatch
+    petl: dict, tiny_config: MakeConfig, make_batch: MakeBatch, tiny_backbones: dict, backbone_name: str
 ) -> None:
     """With a key-value cache, position after position, the adapted model is the one that is trained."""
     model, batch = randomise(build_model(tiny_config(petl))).eval(), make_batch("gqa")
@@ -124,5 +120,5 @@ def test_greedy_decoding_follows_the_teacher_forced_model(
     with torch.no_grad():
         forced = model.backbone.decode(model.backbone.encode(batch), ids[:, 1:]).argmax(-1)
     for row in range(len(ids)):
-        tokens = [t for t in ids[row, 1:].tolist() if t != model.backbone.bart.config.pad_token_id]
+        tokens = [t for t in ids[row, 1:].tolist() if t != tiny_backbones[backbone_name].pad_id]
         assert tokens == forced[row, : len(tokens)].tolist()
