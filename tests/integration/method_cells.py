@@ -2,7 +2,7 @@
 
 For every ZeRO stage and method: three steps of two slots each, in which tasks change inside a window and a task is idle,
 against plain PyTorch on whole slots. Under ZeRO-3 every parameter is partitioned, however small.
-Usage (started by tests/distributed.py): method_cells.py FOLDER
+Usage (started by tests/distributed.py): method_cells.py FOLDER [METHOD,... [STAGE,...]]
 """
 
 from __future__ import annotations
@@ -141,7 +141,9 @@ def main() -> None:
     """Run everything; rank 0 writes the results."""
     torch.set_num_threads(1)
     start("cpu")
-    results = {f"{method}-zero{stage}": check(method, stage) for method in METHODS for stage in range(4)}
+    methods = sys.argv[2].split(",") if len(sys.argv) > 2 else list(METHODS)
+    stages = sys.argv[3].split(",") if len(sys.argv) > 3 else ["0", "1", "2", "3"]
+    results = {f"{method}-zero{stage}": check(method, int(stage)) for method in methods for stage in stages}
     if dist.is_main():
         (FOLDER / "results.json").write_text(json.dumps(results, indent=1))
     finish(0)

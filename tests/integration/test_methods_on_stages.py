@@ -13,6 +13,9 @@ SCRIPT = Path(__file__).with_name("method_cells.py")
 METHODS = ("hyperformer", "compacter", "prompt", "prefix", "lora", "ia3")
 STAGES = ("zero0", "zero1", "zero2", "zero3")
 
+# After three steps at rate 0.01; measured on one rank: 2.4e-7 and 1.3e-5 (prefix under ZeRO-3, keys with tiny gradients).
+LOSS, PARAMETERS = 1e-5, 1e-4
+
 pytestmark = [pytest.mark.multiproc, pytest.mark.slow]
 
 
@@ -29,5 +32,5 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_two_ranks_train_as_one_process(results: dict[str, Any], method: str, stage: str) -> None:
     cell = results[f"{method}-{stage}"]
     assert cell["same_names"] and cell["private"] > 0
-    assert cell["loss"] < 1e-5 and cell["parameters"] < 1e-4
+    assert cell["loss"] < LOSS and cell["parameters"] < PARAMETERS
     assert cell["idle_moved"] == [] and cell["active_stood"] == []
