@@ -54,6 +54,8 @@ def write_export(
     rows: Mapping[str, torch.Tensor] | None = None, base: str = "", extra: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Write the export atomically. `state` are full trained tensors (default: the model's own)."""
+    if model.is_merged:
+        raise CheckpointError(f"export to {folder}: the adapters are merged into the backbone; unmerge the model first")
     tensors = dict(state if state is not None else {n: p.detach() for n, p in model.trainable().items()})
     missing = sorted(set(model.trainable()) - set(tensors))
     if missing or any(t.numel() == 0 for t in tensors.values()):

@@ -13,7 +13,7 @@ from mtvl.config import RunConfig, parse_section
 from mtvl.errors import PlanError
 from mtvl.objectives.seq2seq import loss_sum, token_losses
 from mtvl.petl import METHODS
-from mtvl.petl.apply import apply_plan, owner_of
+from mtvl.petl.apply import apply_plan, merge_plan, owner_of, unmerge_plan
 from mtvl.petl.plan import Plan
 from mtvl.tasks import TASKS_DIR
 from mtvl.tasks.visual import with_visual
@@ -29,12 +29,41 @@ class Model(nn.Module):
         self.trained_tower = ""  # fingerprint of the tower whose features it was trained on, once it is known
         self.active = apply_plan(backbone, plan, method, seed)
         self.backbone = backbone
+        self.is_merged = False
 
     def set_task(self, name: str) -> None:
         """Make `name` the active task until the next call (recompute in backward included)."""
         if self.plan.is_task_private and name not in self.plan.tasks:
             raise PlanError(f"this model has parts for {', '.join(self.plan.tasks)} only, not for {name!r}")
+        if self.is_merged and self.plan.is_task_private and name != self.active.name:
+            raise PlanError(
+                f"the adapters of {self.active.name!r} are merged into this model; unmerge it to run {name!r}"
+            )
         self.active.set(name)
+
+    def merge(self, task: str = "") -> None:
+        """Fold the adapters (of `task`, where there are private ones) into the backbone, for inference at its cost.
+
+        Raises PlanError when the method's adapters are no change of linear maps, or the model is merged already.
+        """
+        if self.is_merged:
+            raise PlanError("this model is merged already; unmerge it first")
+        if task or self.plan.is_task_private:
+            self.set_task(task)
+        merge_plan(self.backbone, self.plan)
+        self.is_merged = True
+        self.eval()
+
+    def unmerge(self) -> None:
+        """Give the backbone its own parameters back, bit for bit."""
+        unmerge_plan(self.backbone, self.plan)
+        self.is_merged = False
+
+    def train(self, mode: bool = True) -> Model:
+        """As torch's; PlanError for training a merged model, whose adapters would get no gradient."""
+        if mode and self.is_merged:
+            raise PlanError("a merged model cannot be trained; unmerge it first")
+        return super().train(mode)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """loss_weight * loss numerator / denominator: summed over a slot's micro-batches and ranks, the slot's loss."""

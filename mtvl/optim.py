@@ -186,12 +186,14 @@ def parameter_groups(
 ) -> list[ParameterGroup]:
     """One group per task and decay setting of the `trainable` parameters; `tasks` names the owner of each.
 
-    adamw, sgd: biases and norms are not decayed. adamw_reference: only names with "bias" are not decayed, as in the
-    reference, whose list of norm names matches nothing (*Source:* VL-Adapter's trainer, measured).
+    adamw, sgd: biases and norms are not decayed. adamw_reference: only names with "bias" or "LayerNorm.weight" are not
+    decayed, as in the reference; no norm of BART is called that (*Source:* VL-Adapter's trainer, measured).
     """
+    spared = ("bias", "LayerNorm.weight")
     grouped: dict[tuple[str | None, bool], list[str]] = {}
     for name, parameter in trainable.items():
-        decay = "bias" not in name if optimizer == "adamw_reference" else parameter.ndim > 1
+        is_spared = any(word in name for word in spared)
+        decay = not is_spared if optimizer == "adamw_reference" else parameter.ndim > 1
         grouped.setdefault((tasks[name], decay), []).append(name)
     order = sorted(grouped, key=lambda key: (key[0] or "", key[1]))
     return [

@@ -15,13 +15,12 @@ import torch
 from torch import nn
 
 from mtvl.errors import CheckpointError
-from mtvl.petl.plan import SHARED
+from mtvl.reference_parts import Added, added_names, describe_added
+from mtvl.reference_parts import our_task as our_task
+from mtvl.reference_parts import reference_task as reference_task
 
 State = Mapping[str, torch.Tensor]
 Aliases = Mapping[str, Sequence[str]]
-
-TASK_NAMES = {"nlvr": "nlvr2", "caption": "coco"}  # reference name -> ours; all other names are equal
-_REFERENCE_TASKS = {ours: theirs for theirs, ours in TASK_NAMES.items()}
 
 _TABLE = "model.shared.weight"
 # One parameter by construction, under any method: a file may drop some of these names.
@@ -36,32 +35,7 @@ _VISUAL = {
     "visual.position.": "model.encoder.visual_embedding.absolute_vis_pos_embedding.",
     "visual.image_order.": "model.encoder.visual_embedding.img_order_embedding.",
 }
-_ADAPTER = re.compile(r"(model\.(encoder|decoder)\.layers\.\d+)\.(\w+(?:\.\w+)?)\.adapter\.(down|up)\.([^.]+)\.(\w+)")
-_PLACES = {
-    ("encoder", "self_attn.out_proj"): "attn_adapter",
-    ("decoder", "self_attn.out_proj"): "self_attn_adapter",
-    ("decoder", "encoder_attn.out_proj"): "enc_attn_adapter",
-    ("encoder", "fc2"): "ff_adapter",
-    ("decoder", "fc2"): "ff_adapter",
-}
-_SAMPLER = re.compile(r"(.+\.\w*adapter)\.adapters\.([^.]+)\.(down|up)_sampler\.(weight|bias)")
 _LAYER = re.compile(r"model\.(encoder|decoder)\.layers\.(\d+)\.")
-
-# A piece of a name that only one method has, and how that method is called.
-_MARKS = {
-    ".phm_rule": "compacter", ".lora_As.": "lora", ".prompt_modules.": "prompt", ".adapter_layers_hyper_net.": "hyperformer",
-}  # fmt: skip
-REGISTERED = ("full", "adapter")  # methods whose names this file can translate
-
-
-def our_task(name: str) -> str:
-    """Our name of a reference task."""
-    return TASK_NAMES.get(name, name)
-
-
-def reference_task(name: str) -> str:
-    """The reference's name of one of our tasks."""
-    return _REFERENCE_TASKS.get(name, name)
 
 
 # ---- names -------------------------------------------------------------------------------------------------------
@@ -70,15 +44,12 @@ def reference_task(name: str) -> str:
 def _translate(name: str, tasks: Sequence[str]) -> tuple[str, ...]:
     """Reference names of one entry of our state dict; `tasks` are the plan's."""
     name = name.removeprefix("backbone.")
-    for ours, theirs in _VISUAL.items():
+    for ours, visual in _VISUAL.items():
         if name.startswith(ours):
-            return (theirs + name.removeprefix(ours),)
+            return (visual + name.removeprefix(ours),)
     plain = name.removeprefix("bart.")
-    if match := _ADAPTER.fullmatch(plain):
-        layer, stack, place, half, owner, leaf = match.groups()
-        owners = tasks if owner == SHARED else (owner,)
-        site = f"{layer}.{_PLACES[stack, place]}.adapters"
-        return tuple(f"{site}.{reference_task(task)}.{half}_sampler.{leaf}" for task in owners)
+    if theirs := added_names(plain, tasks):
+        return theirs
     if plain == name or ".adapter." in plain:
         raise CheckpointError(f"the reference has no counterpart of {name}")
     return (plain,)
@@ -187,16 +158,13 @@ def reference_state(model: nn.Module, tasks: Sequence[str]) -> dict[str, torch.T
 
 @dataclass(frozen=True)
 class ReferenceFacts:
-    """What can be read off a reference state. `tasks` are our names, in the file's order ("full": none are named).
+    """What can be read off a reference state.
 
     `text` are BartConfig fields without the added token rows; the number of attention heads is not in a state.
     `vocab_total` counts all token rows, sentinels and visual slots included.
     """
 
-    method: str
-    share: str
-    bottleneck: int
-    tasks: tuple[str, ...]
+    added: Added
     text: dict[str, Any]
     vocab_total: int
     feature_width: int
@@ -204,61 +172,29 @@ class ReferenceFacts:
     @property
     def petl(self) -> dict[str, Any]:
         """The `petl` section of a recipe that makes this model."""
-        if self.method == "full":
-            return {"name": "full"}
-        return {"name": "adapter", "share": self.share, "bottleneck": self.bottleneck}
+        return {"name": self.added.method, **self.added.options}
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Our names of the tasks, in the file's order; a fully fine-tuned state names none."""
+        return self.added.tasks
 
 
 def describe_reference(state: State, aliases: Aliases | None = None) -> ReferenceFacts:
-    """Detect backbone, method, sharing, tasks and sizes. CheckpointError when the state is of another kind.
-
-    With adapters of one task only, sharing cannot be told and "all" is assumed.
-    """
+    """Detect backbone, method, its options, tasks and sizes. CheckpointError when the state is of another kind."""
     full = expand_aliases(strip_prefix(state), aliases)
     if any(name.startswith("encoder.block.") for name in full):
         raise CheckpointError("this is a CLIP-T5 state; the backbone is not registered yet (known: CLIP-BART)")
     needed = (_TABLE, "model.encoder.visual_embedding.feat_embedding.0.weight", "model.encoder.layers.0.fc1.weight")
     if absent := [name for name in needed if name not in full]:
         raise CheckpointError(f"this is no VL-Adapter state of CLIP-BART: it has no {', '.join(absent)}")
-    for mark, method in _MARKS.items():
-        if found := next((name for name in full if mark in name), None):
-            raise CheckpointError(
-                f"this state was trained with {method} ({found}), which is not registered yet; known: {', '.join(REGISTERED)}"
-            )
-    method, share, bottleneck, tasks = _adapters(full)
     table = full[_TABLE]
     return ReferenceFacts(
-        method=method,
-        share=share,
-        bottleneck=bottleneck,
-        tasks=tasks,
+        added=describe_added(full),
         text=_sizes(full),
         vocab_total=table.shape[0],
         feature_width=full[needed[1]].shape[1],
     )
-
-
-def _adapters(full: State) -> tuple[str, str, int, tuple[str, ...]]:
-    """(method, share, bottleneck, our task names)."""
-    sites: dict[tuple[str, str, str], dict[str, torch.Tensor]] = {}
-    for name, value in full.items():
-        if match := _SAMPLER.fullmatch(name):
-            site, task, half, leaf = match.groups()
-            sites.setdefault((site, half, leaf), {})[task] = value
-    if not sites:
-        return "full", "all", 0, ()
-    tasks = tuple(dict.fromkeys(task for owners in sites.values() for task in owners))
-    shared = {"down": True, "up": True}
-    for (_, half, _), owners in sites.items():
-        values = list(owners.values())
-        shared[half] &= all(v is values[0] or torch.equal(v, values[0]) for v in values[1:])
-    share = {(True, True): "all", (True, False): "down", (False, True): "up", (False, False): "none"}
-    widths = {
-        next(iter(o.values())).shape[0] for (_, half, leaf), o in sites.items() if (half, leaf) == ("down", "weight")
-    }
-    if len(widths) != 1:
-        raise CheckpointError(f"adapters of one width are expected, found {sorted(widths)}")
-    return "adapter", share[shared["down"], shared["up"]], widths.pop(), tuple(our_task(t) for t in tasks)
 
 
 def _sizes(full: State) -> dict[str, Any]:

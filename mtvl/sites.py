@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Kinds of sites. Linear kinds can be adapted; the others can only be unfrozen.
+# Kinds of sites. Linear kinds can be adapted, hook kinds take an adapter that the backbone itself calls, and the others
+# can only be unfrozen.
 LINEAR_KINDS = (
     "self_attn.q", "self_attn.k", "self_attn.v", "self_attn.out",
     "cross_attn.q", "cross_attn.k", "cross_attn.v", "cross_attn.out",
     "ffn.up", "ffn.down",
 )  # fmt: skip
+HOOK_KINDS = ("input", "self_attn", "cross_attn")
 PARAMETER_KINDS = ("norm", "visual", "embedding")
 
 
@@ -18,8 +20,12 @@ class Site:
     """A place in a backbone that a method may adapt or unfreeze.
 
     `path` is the module path inside the backbone; `stack` is "encoder", "decoder" or "visual"; `layer` counts from 0
-    (-1: outside the layers). `d_in`/`d_out` are the widths of a linear site (0 otherwise). `num_parameters` counts
-    the module's own parameters, tied ones once over the whole site table.
+    (-1: outside the layers). `d_in`/`d_out` are the widths of a linear or hook site (0 otherwise). `num_parameters`
+    counts the module's own parameters, tied ones once over the whole site table; `num_bias` of them are its bias vector.
+
+    A hook site has no parameters. Where its module has a child `adapter`, the backbone calls it: at "input" (the text
+    encoder) with the embedded text (B, S, D) before its norm and the mask (B, S) -> longer ones of both; at "self_attn"
+    and "cross_attn" with keys and values (B, heads, S, D/heads) -> longer ones of both, the added places in front.
     """
 
     path: str
@@ -29,12 +35,18 @@ class Site:
     d_in: int = 0
     d_out: int = 0
     num_parameters: int = 0
+    num_bias: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in LINEAR_KINDS + PARAMETER_KINDS:
+        if self.kind not in LINEAR_KINDS + HOOK_KINDS + PARAMETER_KINDS:
             raise ValueError(f"unknown site kind {self.kind!r} at {self.path}")
 
     @property
     def is_linear(self) -> bool:
-        """True when an adapter can be placed here."""
+        """True when an adapter can be wrapped around it."""
         return self.kind in LINEAR_KINDS
+
+    @property
+    def is_hook(self) -> bool:
+        """True when the backbone calls an adapter that is placed here."""
+        return self.kind in HOOK_KINDS

@@ -25,6 +25,13 @@ PETL = {
     "up": {"name": "adapter", "share": "up", "bottleneck": 4},
     "down": {"name": "adapter", "share": "down", "bottleneck": 4},
     "none": {"name": "adapter", "share": "none", "bottleneck": 4},
+    "compacter": {"name": "compacter", "share": "all", "bottleneck": 4, "division": 2},
+    "low rank compacters": {"name": "compacter", "share": "none", "bottleneck": 4, "division": 2, "rank": 1},
+    "hyperformer": {"name": "hyperformer", "bottleneck": 4, "task_width": 6, "hidden": 5, "code": 3},
+    "lora": {"name": "lora", "share": "all", "rank": 3},
+    "multiple lora": {"name": "lora", "share": "none", "rank": 3},
+    "prompt": {"name": "prompt", "share": "all", "length": 3, "width": 5},
+    "prompts": {"name": "prompt", "share": "none", "length": 3, "width": 5},
 }
 
 
@@ -39,6 +46,23 @@ def make(tiny_config):
         return model
 
     return build
+
+
+def test_names_of_the_other_methods(make) -> None:
+    attention = "model.decoder.layers.0.encoder_attn"
+    net = "model.decoder.adapter_layers_hyper_net"
+    for variant, theirs, ours in (
+        ("multiple lora", f"{attention}.q_proj.lora_As.nlvr", f"bart.{attention}.q_proj.adapter.down.nlvr2.weight"),
+        ("lora", f"{attention}.v_proj.lora_Bs.caption", f"bart.{attention}.v_proj.adapter.up.shared.weight"),
+        ("prompts", "model.encoder.prompt_modules.prompts.caption.prefix_embedding.3.bias",
+         "bart.model.encoder.adapter.prompt.coco.out.bias"),
+        ("hyperformer", "model.decoder.task_embed.task_to_embeddings.nlvr", "common.adapter.tasks.vector.nlvr2.weight"),
+        ("hyperformer", f"{net}.cross_attention_up_sampler_hyper_net.weight_generator.0.bias",
+         "common.adapter.decoder.net.shared.blocks.cross_attn.up_weight.bias"),
+        ("low rank compacters", "model.encoder.layers.1.ff_adapter.adapters.vqa.up_sampler.W_left",
+         "bart.model.encoder.layers.1.fc2.adapter.up.vqa.left"),
+    ):  # fmt: skip
+        assert our_names(make(variant), TASKS)[theirs] == f"backbone.{ours}"
 
 
 def copy_of(state):
@@ -94,6 +118,12 @@ def test_shared_parts_answer_to_the_names_of_all_tasks(make) -> None:
     theirs = "model.encoder.layers.0.ff_adapter.adapters"
     assert names[f"{site}.up.shared.bias"] == tuple(f"{theirs}.{t}.up_sampler.bias" for t in ("vqa", "nlvr", "caption"))
     assert names[f"{site}.down.coco.bias"] == (f"{theirs}.caption.down_sampler.bias",)
+
+
+def test_what_the_reference_lacks_has_no_name_there(tiny_config) -> None:
+    for petl in ({"name": "ia3"}, {"name": "prefix"}, {"name": "compacter", "share_rule": True}):
+        with pytest.raises(CheckpointError, match="no counterpart of .*adapter"):
+            reference_names(build_model(tiny_config(petl, tasks=TASKS)), TASKS)
 
 
 def test_aliases_stand_for_the_names_that_are_left_out(make) -> None:
@@ -156,14 +186,17 @@ def test_a_state_describes_itself(make, variant) -> None:
 
 def test_other_states_are_refused_by_name(make) -> None:
     state = reference_state(make("full"), TASKS)
-    for name, method in {
-        "model.encoder.layers.0.self_attn.q_proj.lora_As.vqa": "lora",
-        "model.encoder.layers.0.attn_adapter.adapters.vqa.down_sampler.phm_rule": "compacter",
-        "model.encoder.prompt_modules.prompts.vqa.prefix_embedding.0.weight": "prompt",
-        "model.encoder.adapter_layers_hyper_net.x": "hyperformer",
-    }.items():
-        with pytest.raises(CheckpointError, match=f"{method} .*not registered yet"):
-            describe_reference({**state, name: torch.zeros(1)})
+    with pytest.raises(CheckpointError, match="several methods, adapter and lora|several methods, lora and adapter"):
+        describe_reference({**reference_state(make("lora"), TASKS), **reference_state(make("all"), TASKS)})
+    for name, value in reference_state(make("compacter"), TASKS).items():
+        if not name.endswith("phm_rule"):
+            state[name] = value
+    with pytest.raises(CheckpointError, match="one rule for all places"):
+        describe_reference(state)
+    with pytest.raises(CheckpointError, match="task vectors but no model.encoder.adapter_layers_hyper_net"):
+        describe_reference(
+            {**reference_state(make("full"), TASKS), "model.shared_task_embed.task_to_embeddings.vqa": torch.zeros(6)}
+        )
     with pytest.raises(CheckpointError, match="CLIP-T5"):
         describe_reference({"encoder.block.0.layer.0.x": torch.zeros(1)})
     with pytest.raises(CheckpointError, match="no VL-Adapter state"):

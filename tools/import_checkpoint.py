@@ -1,6 +1,7 @@
 """Turn a released VL-Adapter checkpoint of CLIP-BART into an export of this project.
 
-    python tools/import_checkpoint.py CHECKPOINT OUT [--backbone-config key=value ...] [--tasks a,b,c] [--aliases FILE]
+    python tools/import_checkpoint.py CHECKPOINT OUT [--backbone-config key=value ...] [--petl key=value ...]
+                                      [--tasks a,b,c] [--aliases FILE]
 
 CHECKPOINT is a `.pth` (read without unpickling objects) or `.safetensors` file with the complete state. Method, sharing,
 tasks and sizes are read off it. OUT then holds `adapter.safetensors` and `adapter.json`, as a run's `export/` does.
@@ -12,6 +13,8 @@ the checkpoint's own language model is written to OUT/backbone and the export re
 `--backbone-config` takes keys of a recipe's `backbone` section, e.g. `tower=rn50 visual_tokens=36 num_slots=100
 tokenizer=facebook/bart-base text.encoder_attention_heads=12`. A state does not tell the number of attention heads
 (default: width / 64), visual tokens (36), sentinel and slot rows (100 each).
+
+`--petl` takes options of the method that a state does not tell, e.g. `alpha=32` of LoRA, or `train_norms=false`.
 """
 
 from __future__ import annotations
@@ -140,7 +143,12 @@ def write_base(folder: Path, model: Model, config: RunConfig) -> None:
 
 
 def import_checkpoint(
-    file: Path, out: Path, overrides: list[str], tasks: tuple[str, ...] = (), aliases: Aliases | None = None
+    file: Path,
+    out: Path,
+    overrides: list[str],
+    tasks: tuple[str, ...] = (),
+    aliases: Aliases | None = None,
+    petl: list[str] | None = None,
 ) -> Model:
     """Read `file`, write the export to `out`, read it back, and return the model. Raises MtvlError subclasses."""
     state = read_state(file)
@@ -148,7 +156,8 @@ def import_checkpoint(
     tasks = tasks or facts.tasks
     if not tasks:
         raise ConfigError("a fully fine-tuned checkpoint does not name its tasks; give them with --tasks a,b,c")
-    config = RunConfig(tasks=tasks, backbone=backbone_section(facts, overrides, tasks), petl=facts.petl)
+    method = apply_overrides({"petl": facts.petl}, [f"petl.{item}" for item in petl or []])["petl"]
+    config = RunConfig(tasks=tasks, backbone=backbone_section(facts, overrides, tasks), petl=method)
     validate(config)
     model = build_model(config)
     public, weights = frozen(model), config.backbone.get("weights", "")
@@ -175,13 +184,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--backbone-config", nargs="*", default=[], metavar="key=value", help="keys of 'backbone'")
+    parser.add_argument("--petl", nargs="*", default=[], metavar="key=value", help="options that no state tells")
     parser.add_argument("--tasks", default="", help="names of the tasks, when the checkpoint does not hold them")
     parser.add_argument("--aliases", type=Path, help="JSON whose 'state_aliases' lists names that the file leaves out")
     options = parser.parse_args(arguments)
     tasks = tuple(name for name in options.tasks.split(",") if name)
     try:
         aliases = read_aliases(options.aliases)
-        model = import_checkpoint(options.checkpoint, options.out, options.backbone_config, tasks, aliases)
+        model = import_checkpoint(
+            options.checkpoint, options.out, options.backbone_config, tasks, aliases, options.petl
+        )
     except MtvlError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.bart.modeling_bart import shift_tokens_right
 
+from mtvl.backbones.attention import ATTENTION
 from mtvl.backbones.clip_bart_config import (
     STORED,
     VISUAL_KINDS,
@@ -87,7 +88,7 @@ class ClipBart(nn.Module):
         text.vocab_size += config.num_sentinels + config.num_slots
         for key in ("dropout", "attention_dropout", "activation_dropout"):
             setattr(text, key, config.dropout)
-        text._attn_implementation = "sdpa"
+        text._attn_implementation = ATTENTION
         self.bart = BartForConditionalGeneration(text)
         self.bart.generation_config.forced_eos_token_id = None
         self.visual = VisualEmbedding(
@@ -212,8 +213,20 @@ class ClipBart(nn.Module):
             seen.update(id(p) for p in own)
             kind, stack, layer = _site_kind(path)
             d_in, d_out = (module.in_features, module.out_features) if isinstance(module, nn.Linear) else (0, 0)
-            sites.append(Site(path, kind, stack, layer, d_in, d_out, sum(p.numel() for p in own)))
-        return sites
+            num_bias = sum(p.numel() for p in own if p is getattr(module, "bias", None))
+            sites.append(Site(path, kind, stack, layer, d_in, d_out, sum(p.numel() for p in own), num_bias))
+        return sites + self._hooks()
+
+    def _hooks(self) -> list[Site]:
+        """The places where `encode` and the attention function look for an adapter."""
+        width = self.bart.config.d_model
+        hooks = [Site("bart.model.encoder", "input", "encoder", -1, width, width)]
+        for stack, attentions in (("encoder", ("self_attn",)), ("decoder", ("self_attn", "encoder_attn"))):
+            for layer in range(len(self.bart.get_submodule(f"model.{stack}.layers"))):
+                for name in attentions:
+                    kind = "cross_attn" if name == "encoder_attn" else "self_attn"
+                    hooks.append(Site(f"bart.model.{stack}.layers.{layer}.{name}", kind, stack, layer, width, width))
+        return hooks
 
     def added_rows(self) -> dict[str, int]:
         """First row that no public checkpoint holds, by parameter name (sentinels and visual slots follow it)."""
@@ -238,7 +251,10 @@ class ClipBart(nn.Module):
         encoder = self.bart.model.encoder
         text = encoder.embed_tokens(batch.source_ids)
         text = text + encoder.embed_positions(batch.source_ids)
-        hidden, mask = encoder.layernorm_embedding(text), batch.source_mask
+        mask = batch.source_mask
+        if (adapter := getattr(encoder, "adapter", None)) is not None:
+            text, mask = adapter(text, mask)
+        hidden = encoder.layernorm_embedding(text)
         if batch.features.shape[1]:
             tokens = self.visual(batch.features, self.bart.model.shared.weight, batch.feature_kind)
             is_there = mask.new_ones(tokens.shape[:2])

@@ -9,5 +9,14 @@ METHODS = Registry(
     {
         "full": "mtvl.petl.full:Full",
         "adapter": "mtvl.petl.adapter:Adapter",
+        "compacter": "mtvl.petl.compacter:Compacter",
+        "hyperformer": "mtvl.petl.hyperformer:Hyperformer",
+        "lora": "mtvl.petl.lora:Lora",
+        "prompt": "mtvl.petl.prompt:Prompt",
+        "adapter_prompt": "mtvl.petl.adapter_prompt:AdapterPrompt",
+        "prefix": "mtvl.petl.prefix:Prefix",
+        "ia3": "mtvl.petl.ia3:Ia3",
+        "bitfit": "mtvl.petl.bitfit:BitFit",
+        "projection": "mtvl.petl.projection:Projection",
     },
 )

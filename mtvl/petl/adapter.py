@@ -9,6 +9,7 @@ from torch import nn
 
 from mtvl.errors import ConfigError, PlanError
 from mtvl.petl.plan import Injection, Part, Plan
+from mtvl.petl.select import MethodConfig, at_kinds, in_layers, layers_option, of_kinds
 from mtvl.petl.share import ActiveTask, TaskBank, parts_over_tasks
 from mtvl.sites import Site
 
@@ -16,7 +17,7 @@ PLACES = ("self_attn.out", "cross_attn.out", "ffn.down")
 
 
 @dataclass(frozen=True)
-class AdapterConfig:
+class AdapterConfig(MethodConfig):
     """`reduction` divides the site's width (8: 768 -> 96); `bottleneck`, when given, sets the width itself."""
 
     name: str = "adapter"
@@ -25,6 +26,23 @@ class AdapterConfig:
     share: str = "all"
     train_norms: bool = True
     train_visual: bool = True
+
+
+def check_widths(reduction: int, bottleneck: int) -> None:
+    """ConfigError unless the two options of a bottleneck's width can be used."""
+    if bottleneck < 0 or reduction < 1:
+        raise ConfigError(
+            "'petl.reduction' must be at least 1 and 'petl.bottleneck' at least 0, "
+            f"found reduction {reduction}, bottleneck {bottleneck}"
+        )
+
+
+def bottleneck_width(site: Site, reduction: int, bottleneck: int) -> int:
+    """Width of the bottleneck at `site`; PlanError when nothing is left of it."""
+    width = bottleneck or site.d_out // reduction
+    if width < 1:
+        raise PlanError(f"'petl.reduction' {reduction} leaves no bottleneck at {site.path} ({site.d_out})")
+    return width
 
 
 class Bottleneck(nn.Module):
@@ -49,30 +67,22 @@ class Adapter:
     Config = AdapterConfig
 
     def __init__(self, config: AdapterConfig, *, paper_compat: bool = False) -> None:
-        if config.bottleneck < 0 or config.reduction < 1:
-            raise ConfigError(f"'petl.reduction' must be at least 1 and 'petl.bottleneck' at least 0, found {config}")
+        check_widths(config.reduction, config.bottleneck)
         self.config, self.paper_compat = config, paper_compat
 
     def plan(self, sites: list[Site], tasks: tuple[str, ...]) -> Plan:
         """One adapter at every attention output and second feed-forward projection."""
-        injections = []
-        for site in sites:
-            if site.kind in PLACES:
-                width = self.config.bottleneck or site.d_out // self.config.reduction
-                if width < 1:
-                    raise PlanError(
-                        f"'petl.reduction' {self.config.reduction} leaves no bottleneck at {site.path} ({site.d_out})"
-                    )
-                halves = {
-                    "down": (("weight", (width, site.d_out)), ("bias", (width,))),
-                    "up": (("weight", (site.d_out, width)), ("bias", (site.d_out,))),
-                }
-                injections.append(Injection(site, parts_over_tasks(halves, self.config.share, tasks)))
-        if not injections:
-            raise PlanError(f"this backbone has none of the sites {', '.join(PLACES)}")
-        kinds = ("norm",) * self.config.train_norms + ("visual",) * self.config.train_visual
-        options = (("bottleneck", injections[0].parts[0].shapes[0][1][0]), ("share", self.config.share))
-        unfrozen = tuple(s for s in sites if s.kind in kinds)
+        config, chosen, injections = self.config, in_layers(sites, self.config.layers), []
+        for site in at_kinds(chosen, PLACES):
+            width = bottleneck_width(site, config.reduction, config.bottleneck)
+            halves = {
+                "down": (("weight", (width, site.d_out)), ("bias", (width,))),
+                "up": (("weight", (site.d_out, width)), ("bias", (site.d_out,))),
+            }
+            injections.append(Injection(site, parts_over_tasks(halves, config.share, tasks)))
+        options = (("bottleneck", injections[0].parts[0].shapes[0][1][0]), ("share", config.share))
+        unfrozen = of_kinds(chosen, norms=config.train_norms, visual=config.train_visual)
+        options += layers_option(config.layers)
         return Plan("adapter", options, tasks, tuple(sites), tuple(injections), unfrozen)
 
     def build(self, injection: Injection, active: ActiveTask) -> nn.Module:

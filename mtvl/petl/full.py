@@ -8,13 +8,14 @@ from torch import nn
 
 from mtvl.errors import PlanError
 from mtvl.petl.plan import Injection, Plan
+from mtvl.petl.select import MethodConfig, in_layers, layers_option
 from mtvl.petl.share import ActiveTask
 from mtvl.sites import Site
 
 
 @dataclass(frozen=True)
-class FullConfig:
-    """No options."""
+class FullConfig(MethodConfig):
+    """No options of its own."""
 
     name: str = "full"
 
@@ -28,8 +29,10 @@ class Full:
         self.config = config
 
     def plan(self, sites: list[Site], tasks: tuple[str, ...]) -> Plan:
-        """Unfreeze every site."""
-        return Plan("full", (), tasks, tuple(sites), (), tuple(sites))
+        """Unfreeze every site with parameters."""
+        layers = self.config.layers
+        unfrozen = tuple(s for s in in_layers(sites, layers) if s.num_parameters)
+        return Plan("full", layers_option(layers), tasks, tuple(sites), (), unfrozen)
 
     def build(self, injection: Injection, active: ActiveTask) -> nn.Module:
         """Nothing is injected."""

@@ -52,6 +52,15 @@ class _RunAs(AbstractContextManager["_RunAs"]):
         self.active.set(self.outer)
 
 
+WHOLE = ("all", "none")  # ways of sharing for methods whose adapters have no halves
+
+
+def check_whole(share: str, method: str) -> None:
+    """ConfigError unless `share` is a way of sharing without halves."""
+    if share not in WHOLE:
+        raise ConfigError(f"'petl.share' of {method} is all or none, found {share!r}: it has no halves to share")
+
+
 def parts_over_tasks(halves: Mapping[str, Shapes], share: str, tasks: Sequence[str]) -> tuple[Part, ...]:
     """Parts of an adapter with halves such as {"down": ..., "up": ...}.
 

@@ -1,4 +1,4 @@
-"""Contract tests run over the registries: once for every backbone, and with `petl` for every method and way of sharing."""
+"""Contract tests run over the registries: once for every backbone, and with `petl` for every method, shared and private."""
 
 from __future__ import annotations
 
@@ -12,20 +12,36 @@ import pytest
 from mtvl.backbones import BACKBONES
 from mtvl.config import RunConfig
 from mtvl.petl import METHODS
-from mtvl.petl.share import SHARES
+from mtvl.petl.share import SHARES, WHOLE
 from mtvl.types import Batch
+
+# Options that change what a method is made of, beside the ways of sharing.
+FURTHER = (
+    {"name": "compacter", "share": "none", "division": 4, "rank": 1, "share_rule": True, "bottleneck": 8},
+    {"name": "projection", "train_norms": True},
+)
 
 
 def variants() -> list[dict[str, Any]]:
-    """A petl section for every method and every way of sharing that its options know."""
+    """A petl section for every method, shared and private, and some more; half-shared ones for `adapter` alone.
+
+    Halves are one combinator's work and the same for every method; tests/petl looks at them elsewhere.
+    """
     found: list[dict[str, Any]] = []
     for name in METHODS:
-        options = {f.name for f in dataclasses.fields(METHODS.load(name).Config)}
-        found += [{"name": name, "share": share} for share in SHARES] if "share" in options else [{"name": name}]
-    return found
+        has_share = "share" in {f.name for f in dataclasses.fields(METHODS.load(name).Config)}
+        shares = SHARES if name == "adapter" else WHOLE
+        found += [{"name": name, "share": share} for share in shares] if has_share else [{"name": name}]
+    return [*found, *FURTHER]
 
 
-@pytest.fixture(params=variants(), ids=lambda section: "-".join(section.values()))
+def label(section: dict[str, Any]) -> str:
+    """A short name of a variant."""
+    further = [f"{k}={v}" for k, v in section.items() if k not in ("name", "share")]
+    return "-".join([section["name"], *([section["share"]] if "share" in section else []), *further])
+
+
+@pytest.fixture(params=variants(), ids=label)
 def petl(request: pytest.FixtureRequest) -> dict[str, Any]:
     """The petl section of one variant."""
     return dict(request.param)

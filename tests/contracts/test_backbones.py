@@ -67,6 +67,11 @@ def test_the_site_table_covers_the_parameters(build: Callable[..., Any]) -> None
     assert sum(s.num_parameters for s in sites) == sum(p.numel() for p in backbone.parameters())
     for site in sites:
         module = backbone.get_submodule(site.path)
+        bias = getattr(module, "bias", None)
+        assert site.num_bias == (bias.numel() if isinstance(bias, torch.Tensor) else 0), site.path
+        if site.is_hook:
+            assert (site.num_parameters, site.d_in) == (0, site.d_out) and not hasattr(module, "adapter"), site.path
+            continue
         assert next(module.parameters(recurse=False), None) is not None, site.path
         assert site.stack in ("encoder", "decoder", "visual") and site.layer >= -1
         if site.is_linear:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import random
 from collections.abc import Callable
@@ -13,10 +14,14 @@ import torch
 from mtvl.config import RunConfig
 from mtvl.errors import PlanError
 from mtvl.model import Model, build_model, make_backbone, make_plan
+from mtvl.petl import METHODS
 from mtvl.types import Batch, Decoding
 
 # Methods whose released initialisation does not start as the frozen backbone.
-STARTS_ELSEWHERE_IN_THE_PAPER = {"adapter"}
+STARTS_ELSEWHERE_IN_THE_PAPER = {"adapter", "adapter_prompt", "compacter", "hyperformer"}
+# Methods that cannot start as the frozen backbone: what they add to the input or to attention is always attended to.
+STARTS_NEARBY = {"prompt", "adapter_prompt", "prefix"}
+STARTS_WITHOUT_CHANCE = {"ia3"}  # all that it adds starts at one value, whatever the seed
 
 MakeConfig = Callable[..., RunConfig]
 MakeBatch = Callable[..., Batch]
@@ -42,8 +47,16 @@ def adapter_weights(model: Model) -> dict[str, torch.Tensor]:
 
 
 def test_training_starts_from_the_frozen_backbone(petl: dict, tiny_config: MakeConfig, make_batch: MakeBatch) -> None:
-    config = tiny_config(petl)
+    options = {f.name for f in dataclasses.fields(METHODS.load(petl["name"]).Config)}
+    # Own dropout draws random numbers and so moves the backbone's masks; everything else must not.
+    config = tiny_config({**petl, "dropout": 0.0} if "dropout" in options else petl)
     model, plain = build_model(config), make_backbone(config.backbone)
+    if petl["name"] in STARTS_NEARBY:
+        batch = make_batch(config.tasks[0])
+        model.eval().set_task(batch.task)
+        difference = model.logits(batch) - plain.eval().decode(plain.encode(batch), batch.target_ids)
+        assert 0 < difference.abs().max() < 20
+        return
     for task in config.tasks:
         batch = make_batch(task)
         model.set_task(task)
@@ -63,7 +76,7 @@ def test_paper_compat_starts_where_the_paper_started(
     model, plain = build_model(config).eval(), make_backbone(config.backbone).eval()
     model.set_task(batch.task)
     is_equal = torch.equal(model.logits(batch), plain.decode(plain.encode(batch), batch.target_ids))
-    assert is_equal == (petl["name"] not in STARTS_ELSEWHERE_IN_THE_PAPER)
+    assert is_equal == (petl["name"] not in STARTS_ELSEWHERE_IN_THE_PAPER | STARTS_NEARBY)
 
 
 def test_only_planned_tensors_move(petl: dict, tiny_config: MakeConfig, make_batch: MakeBatch) -> None:
@@ -74,6 +87,7 @@ def test_only_planned_tensors_move(petl: dict, tiny_config: MakeConfig, make_bat
         planned |= {
             f"{site.path}.{n}" for n, _ in model.backbone.get_submodule(site.path).named_parameters(recurse=False)
         }
+    planned |= {f"{site.path}.bias" for site in model.plan.biases}
     unique = {n for n, _ in model.backbone.named_parameters()}  # tied parameters appear under one name
     assert {n.removeprefix("backbone.") for n in model.trainable()} == planned & unique
 
@@ -195,4 +209,4 @@ def test_seeds_decide_the_adapters_and_nothing_else(petl: dict, tiny_config: Mak
     assert digests(first) == digests(again)
     differing = {n for n, digest in digests(first).items() if digest != digests(other)[n]}
     assert differing <= {f"backbone.{n}" for n in first.plan.owners()}
-    assert bool(differing) == bool(first.plan.injections)
+    assert bool(differing) == (bool(first.plan.owners()) and petl["name"] not in STARTS_WITHOUT_CHANCE)

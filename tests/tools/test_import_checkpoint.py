@@ -44,12 +44,16 @@ def trained(tiny_config):
 
 
 @pytest.mark.parametrize("petl", [{"name": "full"}, {"name": "adapter", "bottleneck": 3},
-                                  {"name": "adapter", "bottleneck": 3, "share": "none"}], ids=str)  # fmt: skip
+                                  {"name": "adapter", "bottleneck": 3, "share": "none"},
+                                  {"name": "hyperformer", "bottleneck": 3, "task_width": 4, "hidden": 5, "code": 2},
+                                  {"name": "compacter", "bottleneck": 4, "share": "none"},
+                                  {"name": "lora", "rank": 3, "alpha": 7.0, "dropout": 0.0, "share": "none"},
+                                  {"name": "prompt", "length": 2, "width": 3}], ids=str)  # fmt: skip
 def test_an_imported_checkpoint_computes_the_same(trained, petl, tmp_path, make_batch, capsys) -> None:
     model = trained(petl)
     state = reference_state(model, TASKS)
     torch.save({f"module.{k}": v for k, v in state.items()}, tmp_path / "LAST.pth")
-    options = [] if petl["name"] == "adapter" else ["--tasks", "vqa,nlvr2"]
+    options = {"full": ["--tasks", "vqa,nlvr2"], "lora": ["--petl", "alpha=7", "dropout=0"]}.get(petl["name"], [])
     code = tool.main([str(tmp_path / "LAST.pth"), str(tmp_path / "out"), "--backbone-config", *SETTINGS, *options])
     assert code == 0, capsys.readouterr().err
     reread, config, content = load_export(tmp_path / "out")

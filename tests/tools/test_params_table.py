@@ -29,6 +29,17 @@ EXPECTED = {
     ("adapter", "half-shared up, image"): (12_725_760, 152_250_624),
     ("adapter", "half-shared down, image"): (12_786_240, 152_311_104),
     ("adapter", "multiple, image"): (19_430_400, 158_955_264),
+    ("hyperformer", "image"): (8_579_088, 148_103_952),
+    ("compacter", "single, image"): (3_870_240, 143_395_104),
+    ("compacter", "multiple, image"): (10_584_960, 150_109_824),
+    ("lora", "single, image"): (8_786_688, 148_234_752),
+    ("lora", "multiple, image"): (30_020_352, 169_468_416),
+    ("prompt", "single, image"): (2_843_936, 142_417_952),
+    ("prompt", "multiple, image"): (6_627_200, 146_201_216),
+    ("projection", "alone, image"): (1_582_848, 141_156_864),
+    ("projection", "with norms, image"): (1_632_000, 141_156_864),
+    ("lora", "single, video"): (7_607_040, 147_055_104),
+    ("prompt", "single, video"): (1_664_288, 141_238_304),
     ("full", "video"): (139_977_216, 139_977_216),
     ("adapter", "single, video"): (4_901_952, 144_426_816),
     ("adapter", "single, image and video"): (6_477_120, 146_001_984),
@@ -44,15 +55,31 @@ def test_integers_of_the_published_rows(rows) -> None:
     found = {
         (r["method"], r["variant"]): (r["trainable"], r["total"]) for r in rows if r["backbone"] == "clip_bart_base"
     }
-    assert found == EXPECTED
+    # rows without a published count, in closed form
+    visual, norms, width = 1_582_848, 49_152, 768
+    rest = {
+        ("bitfit", "image"): visual
+        + 6 * (4 * width + 3072 + 3 * width)
+        + 6 * (8 * width + 3072 + 4 * width)
+        + 2 * width,
+        ("ia3", "single, image"): visual + 18 * 2 * width + 12 * 3072,
+        ("prefix", "single, image"): visual + 18 * 2 * 20 * width,
+        ("adapter_prompt", "shared adapter, image"): visual + norms + 30 * 148_320 + 4 * 1_261_088,
+        ("compacter", "low rank, single, image"): visual + norms + 4**3 + 30 * (2 * (width + 96) + width + 96),
+    }
+    assert {key: found[key][0] for key in found if key not in EXPECTED} == rest
+    assert {key: value for key, value in found.items() if key in EXPECTED} == EXPECTED
 
 
 def test_rows_have_the_stable_keys_and_round_to_the_papers(rows) -> None:
     for row in rows:
-        assert list(row) == ["backbone", "method", "variant", "trainable", "total", "percent", "paper"]
+        assert list(row) == ["backbone", "method", "variant", "trainable", "total", "percent", "paper", "note"]
         assert row["percent"] == pytest.approx(100 * row["trainable"] / row["total"], abs=1e-4)
         if row["paper"] is not None:
-            assert round(row["percent"], 2) == row["paper"], row
+            assert (round(row["percent"], 2) == row["paper"]) == (row["note"] == ""), row
+    assert [(r["method"], r["variant"], round(r["paper"] - r["percent"], 2)) for r in rows if r["note"]] == [
+        ("lora", "multiple, image", 0.01)
+    ]
     assert len({(r["backbone"], r["method"], r["variant"]) for r in rows}) == len(rows)
 
 

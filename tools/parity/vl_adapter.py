@@ -38,12 +38,19 @@ BACKBONE_NAMES = {"bart": "clip_bart", "t5": "clip_t5"}
 # Recorded method -> our registered name and how it is shared ("" = read off the state).
 METHOD_NAMES = {
     "full": ("full", "all"), "single_adapter": ("adapter", "all"), "multiple_adapters": ("adapter", "none"),
-    "half_shared": ("adapter", ""),
+    "half_shared": ("adapter", ""), "hyperformer": ("hyperformer", ""), "single_compacter": ("compacter", "all"),
+    "multiple_compacters": ("compacter", "none"), "single_lora": ("lora", "all"), "multiple_lora": ("lora", "none"),
+    "single_prompt": ("prompt", "all"), "multiple_prompts": ("prompt", "none"),
 }  # fmt: skip
-PLANNED_METHODS = (
-    "hyperformer", "single_compacter", "multiple_compacters", "single_lora", "multiple_lora", "single_prompt",
-    "multiple_prompts",
-)  # fmt: skip
+# Registered method -> its options by the names of recorded sizes; "bottleneck" stands beside them.
+OPTIONS: dict[str, dict[str, str]] = {
+    "adapter": {"bottleneck": "bottleneck"},
+    "compacter": {"bottleneck": "bottleneck", "division": "hypercomplex_division"},
+    "hyperformer": {"bottleneck": "bottleneck", "task_width": "task_embedding_dim", "hidden": "task_hidden_dim",
+                    "code": "projected_task_embedding_dim"},
+    "lora": {"rank": "lora_dim", "alpha": "lora_alpha"},
+    "prompt": {"length": "prompt_len", "width": "prompt_mid_dim"},
+}  # fmt: skip
 TEXT_KEYS = (
     "d_model", "encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads",
     "encoder_ffn_dim", "decoder_ffn_dim", "max_position_embeddings", "activation_function", "scale_embedding",
@@ -84,14 +91,14 @@ def require_registered(facts: Mapping[str, Any]) -> None:
     kind, backbone, method = facts["kind"], facts["backbone"], facts["method"]
     known = {
         "kind": (kind, KINDS), "backbone": (backbone, tuple(BACKBONE_NAMES)),
-        "method": (method, (*METHOD_NAMES, *PLANNED_METHODS)),
+        "method": (method, tuple(METHOD_NAMES)),
     }  # fmt: skip
     for key, (value, values) in known.items():
         if value not in values:
             raise ValueError(f"unknown {key} {value!r}; known: {', '.join(values)}")
     if BACKBONE_NAMES[backbone] not in BACKBONES:
         raise NotYet(f"backbone {backbone!r} is not registered yet")
-    if method in PLANNED_METHODS or METHOD_NAMES[method][0] not in METHODS:
+    if METHOD_NAMES[method][0] not in METHODS:
         raise NotYet(f"method {method!r} is not registered yet")
 
 
@@ -111,15 +118,25 @@ def build(case: Case) -> tuple[Model, dict[str, str]]:
     config = ClipBartConfig(visual_tokens=pooled, num_slots=added // 2, num_sentinels=added - added // 2, dropout=0.0)
     bart = BartConfig(vocab_size=facts["vocab_base"], **{key: text[key] for key in TEXT_KEYS if key in text})
     backbone = ClipBart(config, bart, {feature_kind(facts): facts["feat_dim"]})
-    name, share = METHOD_NAMES[facts["method"]]
-    petl = {"name": name}
-    if name == "adapter":
-        petl |= {"bottleneck": facts["bottleneck"], "share": share or half(described.share)}
-    method = make_method(petl, paper_compat=True)
+    method = make_method(petl_section(facts, described.petl), paper_compat=True)
     tasks = tuple(our_task(task) for task in facts["tasks"])
     model = Model(backbone, method.plan(backbone.sites(), tasks), method)
     load_reference(model, tasks, state, aliases)
     return model.train(), our_names(model, tasks)
+
+
+def petl_section(facts: Mapping[str, Any], described: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe's section for the case; ValueError when the state says otherwise of what both tell."""
+    name, share = METHOD_NAMES[facts["method"]]
+    sizes = {**facts["hparams"], "bottleneck": facts["bottleneck"]}
+    petl: dict[str, Any] = {"name": name, **{option: sizes[key] for option, key in OPTIONS.get(name, {}).items()}}
+    if "share" in described:
+        petl["share"] = share or half(described["share"])
+    if name == "lora":
+        petl["dropout"] = 0.0  # as every dropout of the recording
+    if wrong := {k: (v, petl[k]) for k, v in described.items() if k in petl and k != "share" and v != petl[k]}:
+        raise ValueError(f"the state and the case's JSON differ (state, JSON): {wrong}")
+    return petl
 
 
 def half(share: str) -> str:

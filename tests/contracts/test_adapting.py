@@ -1,0 +1,124 @@
+"""What methods do beside training: stand still when idle, merge, adapt some layers only, decode as they were trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from mtvl.config import OptimConfig, RunConfig
+from mtvl.errors import CheckpointError, PlanError
+from mtvl.export import write_export
+from mtvl.model import Model, build_model, make_plan
+from mtvl.optim import build_optimizer, parameter_groups
+from mtvl.types import Batch, Decoding
+
+# Methods whose added parts are changes of linear maps, and can be folded into them.
+MERGEABLE = {"lora", "ia3"}
+MERGED = 1e-10  # float64 logits up to 8 in size; measured worst case: 3.3e-15
+
+MakeConfig = Callable[..., RunConfig]
+MakeBatch = Callable[..., Batch]
+
+
+def randomise(model: Model, seed: int = 0) -> Model:
+    """Every added parameter random, so that nothing hides behind a part that starts at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name in model.plan.owners():
+            parameter = model.backbone.get_parameter(name)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return model
+
+
+def test_idle_tasks_stand_still(petl: dict, tiny_config: MakeConfig, make_batch: MakeBatch) -> None:
+    """Bit for bit, parameters and moments, also where missing gradients arrive as zeros as they do from ZeRO."""
+    model = randomise(build_model(tiny_config(petl))).train()
+    trainable, config = model.trainable(), OptimConfig(name="adamw", lr=1e-2, weight_decay=0.1)
+    owners = model.tasks_of_parameters()
+    groups = [g for g in parameter_groups(trainable, owners, config.name) if g.names]
+    assert {g.task for g in groups if g.task} == (set(model.plan.tasks) if model.plan.is_task_private else set())
+    optimizer = build_optimizer(trainable, groups, config)
+    optimizer.allocate(trainable.values())
+    for step, task in enumerate(("vqa", "gqa", "coco", "gqa")):
+        before = {n: p.detach().clone() for n, p in trainable.items()}
+        moments = {n: {k: v.clone() for k, v in optimizer.state[p].items()} for n, p in trainable.items()}
+        model.zero_grad(set_to_none=True)
+        model.set_task(task)
+        model(make_batch(task, seed=step)).backward()
+        for parameter in trainable.values():
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        optimizer.begin([g.name for g in groups if g.task in (None, task)], config.lr)
+        optimizer.step()
+        optimizer.commit()
+        for name, parameter in trainable.items():
+            if owners[name] == task:
+                assert not torch.equal(parameter, before[name]), name
+            elif owners[name] is not None:
+                assert torch.equal(parameter, before[name]), name
+                assert all(torch.equal(v, moments[name][k]) for k, v in optimizer.state[parameter].items()), name
+
+
+def test_merged_is_unmerged(petl: dict, tiny_config: MakeConfig, make_batch: MakeBatch, tmp_path) -> None:
+    config = tiny_config(petl)
+    model = randomise(build_model(config)).double().eval()
+    if model.plan.injections and petl["name"] not in MERGEABLE:
+        with pytest.raises(PlanError, match="cannot be merged"):
+            model.merge("vqa")
+        assert not model.is_merged
+        return
+    before = {n: v.clone() for n, v in model.state_dict().items()}
+    for task in config.tasks[:2]:
+        batch = make_batch(task)
+        model.set_task(task)
+        apart = model.logits(batch).detach()
+        model.merge(task)
+        merged = model.logits(batch).detach()
+        assert float((merged - apart).abs().max()) < MERGED
+        if model.plan.injections:  # the adapters are in the weights, no longer beside them
+            path = model.plan.injections[0].site.path
+            assert not torch.equal(model.backbone.get_submodule(path).weight, before[f"backbone.{path}.weight"])
+        with pytest.raises(PlanError, match="unmerge"):
+            model.train()
+        with pytest.raises(PlanError, match="merged already"):
+            model.merge(task)
+        with pytest.raises(CheckpointError, match="merged"):
+            write_export(tmp_path, model, config)
+        if model.plan.is_task_private:
+            with pytest.raises(PlanError, match="unmerge it to run 'coco'"):
+                model.set_task("coco")
+        model.unmerge()
+        assert torch.equal(model.logits(batch), apart)
+    after = model.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(v, after[n]) for n, v in before.items())
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == set(model.train().trainable())
+
+
+def test_layers_choose_where_a_method_works(petl: dict, tiny_config: MakeConfig, make_batch: MakeBatch) -> None:
+    config, chosen = tiny_config({**petl, "layers": "last:1"}), 1  # of two layers a stack
+    plan, whole = make_plan(config), make_plan(tiny_config(petl))
+    touched = [i.site for i in plan.injections] + [*plan.unfrozen, *plan.biases]
+    assert {s.layer for s in touched} <= {-1, chosen}
+    for ours, all_of_them in ((plan.unfrozen, whole.unfrozen), (plan.biases, whole.biases)):
+        assert set(ours) == {s for s in all_of_them if s.layer in (-1, chosen)}
+    sites = {i.site for i in whole.injections}
+    assert {i.site for i in plan.injections} == {s for s in sites if s.layer in (-1, chosen)}
+    assert plan.fingerprint() != whole.fingerprint()
+    model = build_model(config).train()
+    model.set_task("vqa")
+    assert torch.isfinite(model(make_batch("vqa")))
+
+
+def test_greedy_decoding_follows_the_teacher_forced_model(
+    petl: dict, tiny_config: MakeConfig, make_batch: MakeBatch, tiny_backbones: dict, backbone_name: str
+) -> None:
+    """With a key-value cache, position after position, the adapted model is the one that is trained."""
+    model, batch = randomise(build_model(tiny_config(petl))).eval(), make_batch("gqa")
+    model.set_task("gqa")
+    ids = model.generate(batch, Decoding(max_tokens=8))
+    with torch.no_grad():
+        forced = model.backbone.decode(model.backbone.encode(batch), ids[:, 1:]).argmax(-1)
+    for row in range(len(ids)):
+        tokens = [t for t in ids[row, 1:].tolist() if t != tiny_backbones[backbone_name].pad_id]
+        assert tokens == forced[row, : len(tokens)].tolist()

@@ -1,0 +1,153 @@
+"""Methods whose parameters do not sit in one place each, on the ranks of one launch; writes what it measured as JSON.
+
+For every ZeRO stage and method: three steps of two slots each, in which tasks change inside a window and a task is idle,
+against plain PyTorch on whole slots. Under ZeRO-3 every parameter is partitioned, however small.
+Usage (started by tests/distributed.py): method_cells.py FOLDER [METHOD,... [STAGE,...]]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import TINY_BACKBONES
+
+from mtvl import dist
+from mtvl.config import EngineConfig, MixtureConfig, OptimConfig, RunConfig, TrainConfig
+from mtvl.engine import Engine, finish, start
+from mtvl.model import Model, build_model
+from mtvl.optim import build_optimizer, parameter_groups
+from mtvl.types import Batch
+
+FOLDER = Path(sys.argv[1])
+TASKS = ("vqa", "gqa", "coco")
+STEPS = (("vqa", "gqa"), ("gqa", "coco"), ("vqa", "vqa"))
+ROWS = 4
+METHODS: dict[str, dict[str, Any]] = {
+    "hyperformer": {"name": "hyperformer", "bottleneck": 4, "task_width": 6, "hidden": 5, "code": 3},
+    "compacter": {"name": "compacter", "division": 4, "rank": 1, "share_rule": True, "bottleneck": 8, "share": "none"},
+    "prompt": {"name": "prompt", "length": 3, "width": 7, "share": "none"},
+    "prefix": {"name": "prefix", "length": 3, "share": "none"},
+    "lora": {"name": "lora", "rank": 3, "dropout": 0.0, "share": "down"},
+    "ia3": {"name": "ia3", "share": "none"},
+}
+
+
+def make_config(method: str, stage: int) -> RunConfig:
+    """The run; with everything partitioned under ZeRO-3."""
+    file = FOLDER / f"zero{stage}-{dist.rank()}.json"
+    settings = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
+    file.write_text(json.dumps({"zero_optimization": settings}))
+    return RunConfig(
+        tasks=TASKS,
+        paper_compat=True,  # nothing starts at zero: every part has a gradient from the first step on
+        backbone={**TINY_BACKBONES["clip_bart"].section, "dropout": 0.0},
+        petl=METHODS[method],
+        mixture=MixtureConfig(slots=2),
+        train=TrainConfig(steps=len(STEPS), global_batch=ROWS, micro_batch=ROWS),
+        optim=OptimConfig(lr=0.01, weight_decay=0.1, warmup_ratio=0.0, schedule="constant", clip_norm=0.5),
+        engine=EngineConfig(str(file)),
+    )
+
+
+def slot(task: str, seed: int) -> Batch:
+    """All rows of a slot."""
+    random = torch.Generator().manual_seed(seed)
+    return Batch(
+        task=task,
+        uids=tuple(f"{task}{seed}-{i}" for i in range(ROWS)),
+        source_ids=torch.randint(5, 60, (ROWS, 6), generator=random),
+        source_mask=torch.ones(ROWS, 6, dtype=torch.bool),
+        features=torch.randn(ROWS, 1, 49, 256, generator=random),
+        target_ids=torch.randint(5, 60, (ROWS, 4), generator=random),
+        target_weights=torch.ones(ROWS),
+        denominator=float(ROWS),
+        loss_weight=0.5,
+    )
+
+
+def part(batch: Batch) -> Batch:
+    """This rank's rows."""
+    size = ROWS // dist.world_size()
+    rows = slice(dist.rank() * size, (dist.rank() + 1) * size)
+    tensors = {k: v[rows] for k, v in vars(batch).items() if isinstance(v, torch.Tensor)}
+    return Batch(**{**vars(batch), **tensors, "uids": batch.uids[rows]})
+
+
+def plain(config: RunConfig) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """The same training without DeepSpeed, on one process: whole slots, gradients None for absent tasks."""
+    model = build_model(config).train()
+    trainable, losses = model.trainable(), []
+    groups = [g for g in parameter_groups(trainable, model.tasks_of_parameters(), config.optim.name) if g.names]
+    optimizer = build_optimizer(trainable, groups, config.optim)
+    optimizer.allocate(trainable.values())
+    for step, tasks in enumerate(STEPS):
+        model.zero_grad(set_to_none=True)
+        losses.append(0.0)
+        for index, task in enumerate(tasks):
+            model.set_task(task)
+            loss = model(slot(task, 10 * step + index))
+            loss.backward()
+            losses[-1] += float(loss.detach())
+        torch.nn.utils.clip_grad_norm_([p for p in trainable.values() if p.grad is not None], config.optim.clip_norm)
+        optimizer.begin([g.name for g in groups if g.task in (None, *tasks)], config.optim.lr)
+        optimizer.step()
+        optimizer.commit()
+    return {n: p.detach().clone() for n, p in trainable.items()}, losses
+
+
+def snapshot(engine: Engine, names: list[str]) -> dict[str, torch.Tensor]:
+    """Masters and moments of the named parameters."""
+    states = (None, *engine.optimizer.state_names)
+    return {f"{s or 'weight'}/{n}": engine.masters.get(n, s) for s in states for n in names}
+
+
+def check(method: str, stage: int) -> dict[str, Any]:
+    """Differences from plain training; what of idle tasks moved, and what of active ones did not."""
+    config = make_config(method, stage)
+    model: Model = build_model(config)
+    owners = model.tasks_of_parameters()
+    engine = Engine(model, parameter_groups(model.trainable(), owners, config.optim.name), config, 2)
+    idle_moved, active_stood, losses = [], [], []
+    private = [n for n, owner in owners.items() if owner is not None]
+    before = snapshot(engine, private)
+    for step, tasks in enumerate(STEPS):
+        batches = [part(slot(task, 10 * step + index)) for index, task in enumerate(tasks)]
+        losses.append(engine.train_step(step, batches).loss)
+        after = snapshot(engine, private)
+        for key, value in after.items():
+            owner, is_same = owners[key.partition("/")[2]], torch.equal(before[key], value)
+            if owner not in tasks and not is_same:
+                idle_moved.append(f"step {step}: {key}")
+            if owner in tasks and is_same:
+                active_stood.append(f"step {step}: {key}")
+        before = after
+    expected, expected_losses = plain(config)
+    found = {n: engine.masters.get(n) for n in engine.masters.parameters}
+    return {
+        "same_names": found.keys() == expected.keys(),
+        "parameters": max(float((found[n] - expected[n]).abs().max()) for n in expected),
+        "loss": max(abs(a - b) for a, b in zip(losses, expected_losses, strict=True)),
+        "idle_moved": idle_moved,
+        "active_stood": active_stood,
+        "private": len(private),
+    }
+
+
+def main() -> None:
+    """Run everything; rank 0 writes the results."""
+    torch.set_num_threads(1)
+    start("cpu")
+    methods = sys.argv[2].split(",") if len(sys.argv) > 2 else list(METHODS)
+    stages = sys.argv[3].split(",") if len(sys.argv) > 3 else ["0", "1", "2", "3"]
+    results = {f"{method}-zero{stage}": check(method, int(stage)) for method in methods for stage in stages}
+    if dist.is_main():
+        (FOLDER / "results.json").write_text(json.dumps(results, indent=1))
+    finish(0)
+
+
+if __name__ == "__main__":
+    main()
