@@ -61,7 +61,7 @@ def extract(arguments: Sequence[str]) -> None:
         raise ConfigError(f"--splits expects different names such as {','.join(SPLITS)}, found {','.join(args.splits)}")
     for name in config.tasks:
         load_task(
-            name, root=Path(config.data.root), overlay=config.task.get(name)
+            name, root=config.data.folder, overlay=config.task.get(name)
         )  # a typo shows before towers are built
     device = start(local_rank=args.local_rank)
     say: Callable[[str], None] = _print if dist.is_main() else _silent
