@@ -186,23 +186,26 @@ def _whole(own: OwnSet, dst: Path, counts: dict[str, int], text: str) -> Iterato
     was_there = dst.exists()
     stage, old, final = dst / f".{own.name}.partial", dst / f".{own.name}.old", dst / own.name
     manifest, record = read_manifest(dst), (dst / MANIFEST).read_bytes() if (dst / MANIFEST).exists() else None
+    is_moved = False
+    if old.exists() and not final.exists():  # a run was killed between the two renames
+        os.rename(old, final)
     try:
-        shutil.rmtree(stage, ignore_errors=True)
+        for left in (stage, old):
+            shutil.rmtree(left, ignore_errors=True)
         stage.mkdir(parents=True)
         yield stage
         before = manifest["sets"].get(own.name, {})
         manifest["sets"][own.name] = _record(own, counts, text)
         write_json(dst / MANIFEST, manifest)  # first: what a killed run leaves may be written over
-        shutil.rmtree(old, ignore_errors=True)
         if final.exists():
             os.rename(final, old)
         os.rename(stage, final)
+        is_moved = True
         _write_task_file(dst / OWN_FOLDER / f"{own.name}.yaml", text, before.get("task_file_sha256"))
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)
+        shutil.rmtree(final if is_moved else stage, ignore_errors=True)
         if old.exists():
-            shutil.rmtree(final, ignore_errors=True)
             os.rename(old, final)
         if record is not None:
             (dst / MANIFEST).write_bytes(record)
