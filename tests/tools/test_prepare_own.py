@@ -130,7 +130,13 @@ def test_choices(form: str, src: Path, tmp_path: Path) -> None:
     for n in range(10):
         choices = {"A": f"red {n}", "B": f"blue {n}", "C": f"grey {n}"}
         answer = {"text": f"blue {n}", "column": "B", "number": "2", "list": f"blue {n}"}[form]
-        row = {"image": f"p{n}.png", "question": "Which?", "answer": answer, **choices, "all": "|".join(choices.values())}
+        row = {
+            "image": f"p{n}.png",
+            "question": "Which?",
+            "answer": answer,
+            **choices,
+            "all": "|".join(choices.values()),
+        }
         rows.append(row)
     if form == "number":
         options += ["--answer-counts-from", "1"]
@@ -166,7 +172,9 @@ def test_videos(tmp_path: Path) -> None:
 
 def test_splits_of_a_column(src: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", "Training", "val", "dev", "validation", "test"]
-    rows = [{**row, "part": word, "key": f"k{n}"} for n, (row, word) in enumerate(zip(questions(6), words, strict=True))]
+    rows = [
+        {**row, "part": word, "key": f"k{n}"} for n, (row, word) in enumerate(zip(questions(6), words, strict=True))
+    ]
     file = table(src / "t.csv", rows)
     options = ("--name", "mine", *ASK, "--split", "part", "--id", "key")
     assert run("table", file, tmp_path / "dst", *options) == 0
@@ -176,7 +184,10 @@ def test_splits_of_a_column(src: Path, tmp_path: Path, capsys: pytest.CaptureFix
     rows[5]["image"] = "copy.png"
     assert run("table", table(src / "u.csv", rows), tmp_path / "dst2", *options) == 1
     words_said = capsys.readouterr().err
-    assert "1 x picture in two splits (line 7: copy.png (the same content as p0.png) is test here and train in line 2" in words_said
+    assert (
+        "1 x picture in two splits (line 7: copy.png (the same content as p0.png) is test here and train in line 2"
+        in words_said
+    )
     assert not (tmp_path / "dst2").exists()
 
 
@@ -201,10 +212,18 @@ FAULTS: dict[str, tuple[dict[int, dict[str, Any]], str]] = {
         "  1 x empty 'question' (line 4)\n  1 x empty 'image' (line 5)",
     ),
     "unsafe": (
-        {1: {"image": "../x.png"}, 2: {"image": "/etc/passwd"}, 3: {"image": "a\\b.png"}, 4: {"image": "http://x/y.png"}},
+        {
+            1: {"image": "../x.png"},
+            2: {"image": "/etc/passwd"},
+            3: {"image": "a\\b.png"},
+            4: {"image": "http://x/y.png"},
+        },
         "3 x unsafe path (line 3: '../x.png' leads out of",
     ),
-    "addresses": ({4: {"image": "http://x/y.png"}}, "1 x address in place of a file (line 6: 'http://x/y.png'; fetch it"),
+    "addresses": (
+        {4: {"image": "http://x/y.png"}},
+        "1 x address in place of a file (line 6: 'http://x/y.png'; fetch it",
+    ),
     "unreadable": ({7: {"image": "bad.png"}}, "1 x unreadable picture (line 9: "),
 }
 
@@ -256,7 +275,9 @@ def test_faults_of_tables_are_named(
     [("vqa", "is taken by a benchmark"), ("images", "is taken by a benchmark"), ("a.b", "letters, digits, _ and -"),
      ("../x", "letters, digits, _ and -"), ("theirs", "found something of another origin")],
 )  # fmt: skip
-def test_names_that_cannot_be(name: str, words: str, src: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_that_cannot_be(
+    name: str, words: str, src: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "dst/theirs").mkdir(parents=True)
     assert run("table", table(src / "t.csv", questions()), tmp_path / "dst", "--name", name, *ASK) == 1
     assert words in capsys.readouterr().err
@@ -285,7 +306,9 @@ def test_a_broken_off_run_leaves_what_was_there(src: Path, tmp_path: Path, monke
         assert {name: (dst / name).read_bytes() for name in tree(dst)} == before
 
 
-def test_preparing_again_keeps_an_edited_task_file(src: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_preparing_again_keeps_an_edited_task_file(
+    src: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     dst, file = tmp_path / "dst", table(src / "t.csv", questions())
     assert run("table", file, dst, "--name", "mine", *ASK) == 0
     before = {name: (dst / name).read_bytes() for name in tree(dst)}
@@ -320,11 +343,15 @@ def text_files(src: Path) -> None:
 
 
 def metadata(src: Path) -> None:
-    json_lines(src / "metadata.jsonl", [{"file_name": f"p{n}.png", "text": [f"1 of {n}", f"2 of {n}"]} for n in range(10)])
+    json_lines(
+        src / "metadata.jsonl", [{"file_name": f"p{n}.png", "text": [f"1 of {n}", f"2 of {n}"]} for n in range(10)]
+    )
 
 
 @pytest.mark.parametrize("kind", [captions_csv, text_files, metadata], ids=lambda kind: kind.__name__)
-def test_folders_of_captioned_pictures(kind: Any, src: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_of_captioned_pictures(
+    kind: Any, src: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     kind(src)
     assert run("folder", src, tmp_path / "dst", "--name", "mine") == 0
     assert "mine: pictures train 8, val 1, test 1" in capsys.readouterr().out

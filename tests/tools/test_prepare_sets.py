@@ -45,7 +45,9 @@ def nlvr1(src: Path) -> Path:
             boxes(src / "dev" / views[0], 10, 20, 30)
             boxes(src / "dev" / views[1], 20, 30, 10)
             label = "true" if picture else "false"
-            dev.append({"sentence": f"S{sentence}.", "label": label, "identifier": f"{sentence}-{picture}", "images": views})
+            dev.append(
+                {"sentence": f"S{sentence}.", "label": label, "identifier": f"{sentence}-{picture}", "images": views}
+            )
     names = [f"train-{number}-0-4.png" for number in (100, 101, 102)]
     for name in names:
         boxes(src / "train_sample" / name, 40, 50, 60)
@@ -62,7 +64,12 @@ def msrvtt(src: Path) -> Path:
     for number, split in official.items():
         frames = 2 if number % 2 else 3
         strip(src / "frames" / f"video{number}.jpg", frames)
-        captions[f"video{number}"] = {"category": 4, "split": split, "captions": ["a dog", "a cat"], "num_frames": frames}
+        captions[f"video{number}"] = {
+            "category": 4,
+            "split": split,
+            "captions": ["a dog", "a cat"],
+            "num_frames": frames,
+        }
     (src / "captions.json").write_text(json.dumps(captions))
     for file, split, first in (("qa_val.json", "validate", 100), ("qa_test.json", "test", 200)):
         rows = [
@@ -105,7 +112,10 @@ def test_nlvr1_becomes_nlvr2(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     sentences = {s: {e.uid.split("-")[1] for e in task.examples(s)} for s in SPLITS}
     assert not sentences["val"] & sentences["test"] and len(sentences["val"] | sentences["test"]) == 8
     example = task.examples("test")[1]
-    assert example.targets[0].text == "true" and [Path(p).name[-8:] for p in example.visual.images] == ["img0.png", "img1.png"]
+    assert example.targets[0].text == "true" and [Path(p).name[-8:] for p in example.visual.images] == [
+        "img0.png",
+        "img1.png",
+    ]
     texts = {e.uid: e.targets[0].text for e in task.examples("test")}
     wrong = {next(iter(texts)): "true"}  # one picture of one of six sentences
     scores = task.score([Prediction(u, wrong.get(u, t)) for u, t in texts.items()], task.examples("test"))
@@ -120,7 +130,9 @@ def test_the_second_view_of_a_training_picture_has_its_boxes_moved_round(tmp_pat
     assert [int(second[50, x]) for x in middles] == [60, 128, 40, 128, 50]
 
 
-def test_a_picture_of_another_size_is_no_picture_of_three_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_picture_of_another_size_is_no_picture_of_three_boxes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     src = nlvr1(tmp_path / "src")
     Image.new("RGB", (300, 100)).save(src / "train_sample/train-101-0-4.png")
     assert main(["nlvr1", str(src), str(tmp_path / "dst")]) == 1
@@ -128,7 +140,9 @@ def test_a_picture_of_another_size_is_no_picture_of_three_boxes(tmp_path: Path, 
     assert not list(tmp_path.glob("dst/**/*.json"))
 
 
-def test_msrvtt_becomes_captions_and_questions_with_one_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_msrvtt_becomes_captions_and_questions_with_one_split(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     dst = prepared("msrvtt", tmp_path)
     out = capsys.readouterr().out
     assert "msrvtt -> tvc: train 15, val 2, test 3" in out and "msrvtt -> msrvtt_qa: train 12, val 2, test 3" in out
@@ -146,7 +160,9 @@ def test_msrvtt_becomes_captions_and_questions_with_one_split(tmp_path: Path, ca
 def test_youcook2_becomes_captions_and_choices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dst = prepared("youcook2", tmp_path)
     out = capsys.readouterr().out
-    assert "youcook2 -> yc2c: train 12, val 6, test 12" in out and "youcook2 -> yc2_steps: train 9, val 6, test 12" in out
+    assert (
+        "youcook2 -> yc2c: train 12, val 6, test 12" in out and "youcook2 -> yc2_steps: train 9, val 6, test 12" in out
+    )
     steps = load_task("yc2_steps", root=dst)
     of = {s: {v.rpartition("_")[0] for v in names} for s, names in videos(steps).items()}
     assert not of["train"] & of["val"] and not of["val"] & of["test"] and len(of["val"] | of["test"]) == 6
