@@ -82,7 +82,9 @@ class Media:
         """SHA-256 of the content, whatever the file is called."""
         digest = hashlib.sha256()
         for file in self._frames() if self.path.is_dir() else [self.path]:
-            digest.update(file.read_bytes())
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 20):  # a video may be larger than the memory
+                    digest.update(block)
         return digest.hexdigest()
 
     def _frames(self) -> list[Path]:
