@@ -39,6 +39,11 @@ class DataConfig:
     )
     max_examples: int = 0  # per task and split; 0 = all. Scores say how many items they rest on.
 
+    @property
+    def folder(self) -> Path | None:
+        """`root` as a path; None when it is not set."""
+        return Path(self.root).expanduser() if self.root else None
+
 
 @dataclass(frozen=True)
 class MixtureConfig:

@@ -138,7 +138,7 @@ def _draw(pictures: list[Image.Image], example: Example, answer: str, path: Path
 def predict_one(checkpoint: Path, task_name: str, images: Sequence[Path], text: str) -> str:
     """The model's answer for the given pictures and text, with the prompt, decoding and adapters of `task_name`."""
     model, config, _ = load_export(checkpoint)
-    task = load_task(task_name, root=Path("."), family=model.backbone.family, evaluate=config.evaluate,
+    task = load_task(task_name, root=config.data.folder, family=model.backbone.family, evaluate=config.evaluate,
                      overlay=config.task.get(task_name))  # fmt: skip
     for path in images:
         open_image(str(path))  # a clear error before any work

@@ -219,7 +219,7 @@ def check_recipe(config: RunConfig) -> None:
     Validation under ZeRO-3 is refused: answers of unequal length would leave a rank waiting in a gather.
     """
     for name in config.tasks:
-        load_task(name, root=Path(config.data.root), overlay=config.task.get(name))
+        load_task(name, root=config.data.folder, overlay=config.task.get(name))
     stage = read_engine_file(config.engine.file).get("zero_optimization", {}).get("stage", 0)
     if stage == 3 and (config.train.validate_every > 0 or config.checkpoint.keep_best):
         raise ConfigError(

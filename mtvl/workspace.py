@@ -28,8 +28,7 @@ def data_root(config: RunConfig, say: Callable[[str], None] = print) -> Path:
 
     A root that is set but missing or empty is a DataError: training on other data than asked for would go unnoticed.
     """
-    if config.data.root:
-        root = Path(config.data.root).expanduser()
+    if (root := config.data.folder) is not None:
         if not root.is_dir() or not any(root.iterdir()):
             raise DataError(
                 f"'data.root' is {root}, which is {'empty' if root.is_dir() else 'no folder'}; "

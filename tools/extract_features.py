@@ -60,9 +60,7 @@ def extract(arguments: Sequence[str]) -> None:
     if not args.splits or len(set(args.splits)) != len(args.splits):
         raise ConfigError(f"--splits expects different names such as {','.join(SPLITS)}, found {','.join(args.splits)}")
     for name in config.tasks:
-        load_task(
-            name, root=Path(config.data.root), overlay=config.task.get(name)
-        )  # a typo shows before towers are built
+        load_task(name, root=config.data.folder, overlay=config.task.get(name))  # a typo shows before towers are built
     device = start(local_rank=args.local_rank)
     say: Callable[[str], None] = _print if dist.is_main() else _silent
     config = replace(with_visual(config, TASKS_DIR), data=replace(config.data, fill="eager"))

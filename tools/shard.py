@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from mtvl.errors import DataError, MtvlError
 from mtvl.model import make_backbone
 from mtvl.tasks import TASKS_DIR, load_task
 from mtvl.tasks.base import BaseTask
+from mtvl.tasks.files import OWN_FOLDER
 from mtvl.tasks.visual import with_visual
 from mtvl.types import Example
 from mtvl.workspace import data_root, ensure_features, open_stores
@@ -100,7 +102,16 @@ def run_write(args: argparse.Namespace) -> int:
     for task in tasks.values():
         for split in splits:
             write(task, split, config, args.dst, options, with_features=args.features, workers=args.workers)
+        _keep_task_file(task.name, root, args.dst)
     return 0
+
+
+def _keep_task_file(name: str, root: Path, dst: Path) -> None:
+    """Put the file of an own task, which lies below the data root, beside its shards too."""
+    file, target = root / OWN_FOLDER / f"{name}.yaml", dst / OWN_FOLDER / f"{name}.yaml"
+    if file.is_file() and not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
 
 
 def write(

@@ -15,6 +15,7 @@ METRICS = Registry(
         "gqa": "mtvl.metrics.gqa:score_gqa",
         "nlvr2": "mtvl.metrics.nlvr2:score_nlvr2",
         "captions": "mtvl.metrics.captions:score_captions",
+        "answers": "mtvl.metrics.answers:score_answers",
         "qa": "mtvl.metrics.qa:score_qa",
         "retrieval": "mtvl.metrics.retrieval:score_retrieval",
         "ranked_lists": "mtvl.metrics.retrieval:score_ranked_lists",

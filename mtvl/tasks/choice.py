@@ -1,4 +1,4 @@
-"""Questions on videos with several answers to choose from, scored by accuracy."""
+"""Questions on a picture or video with several answers to choose from, scored by accuracy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ENDS = (".", "?", "!")
 
 
 class Choice(BaseTask):
-    """TVQA, How2QA and their like. The answers are called as in `decoding.choices` ("a0", "a1", ...).
+    """TVQA, How2QA, one's own sets and their like. The answers are called as in `decoding.choices` ("a0", "a1", ...).
 
     With `decoding.mode: rank` the model learns the words of the right answer and the answers are ranked by their
     likelihood. With `choose` and `generate` it learns the name of the right answer; the names are compared by their
@@ -27,10 +27,10 @@ class Choice(BaseTask):
 
     def __init__(self, name: str, config: TaskConfig, root: Path, evaluate: EvaluateConfig) -> None:
         super().__init__(name, config, root, evaluate)
-        if len(set(self.decoding.choices)) < 2 or config.video is None:
+        if len(set(self.decoding.choices)) < 2:
             raise ConfigError(
-                f"'{name}': this kind expects 'decoding.choices' with a name for each answer and a section 'video', "
-                f"found {list(self.decoding.choices)} and {'no section' if config.video is None else 'a section'}"
+                f"'{name}': this kind expects 'decoding.choices' with a name for each answer, "
+                f"found {list(self.decoding.choices)}"
             )
 
     def _from_row(self, row: ChoiceRow, visual: Visual, split: str) -> Iterable[Example]:
@@ -45,12 +45,15 @@ class Choice(BaseTask):
         is_ranked = self.decoding.mode == "rank"
         targets = row.choices if is_ranked else names
         listed = (f" {name}: {_sentence(text)}" for name, text in zip(names, row.choices, strict=True))
-        question = Segment("question", f" [Q] {row.question}")
-        assert row.clip is not None  # Source.load holds it
+        choices = Segment("choices", " [Choices]" + "".join(listed))
+        if row.clip is None:
+            segments = (*self._segments(row.question), choices)
+        else:
+            segments = self._video_segments(row.clip, Segment("question", f" [Q] {row.question}"), choices)
         yield Example(
             uid=row.uid,
             task=self.name,
-            segments=self._video_segments(row.clip, question, Segment("choices", " [Choices]" + "".join(listed))),
+            segments=segments,
             visual=visual,
             targets=() if row.answer is None else (Target(targets[row.answer]),),
             references={} if right is None else _references(row, right),

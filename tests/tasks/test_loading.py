@@ -61,7 +61,9 @@ def put(folder: Path, *names: str) -> None:
             (root / "p" / f"{split}-1-0-img{i}.png").write_bytes(b"x")
 
 
-@pytest.mark.parametrize("name", ["vqa", "gqa", "nlvr2", "coco", "tvqa", "how2qa", "tvc", "yc2c"])
+@pytest.mark.parametrize(
+    "name", ["vqa", "gqa", "nlvr2", "coco", "tvqa", "how2qa", "tvc", "yc2c", "msrvtt_qa", "yc2_steps"]
+)
 @pytest.mark.parametrize("family", ["", "bart", "t5", "another"])
 def test_the_repositorys_task_files_load(name: str, family: str, tmp_path: Path) -> None:
     task = load_task(name, root=tmp_path, family=family)

@@ -29,8 +29,9 @@ def tool(name: str) -> ModuleType:
     return module
 
 
-prepare = tool("prepare")
+prepare = tool("prepare")  # puts tools/ on the path
 check_data = tool("check_data")
+from preparing import plan as plans  # noqa: E402
 
 
 def picture(path: Path) -> None:
@@ -141,7 +142,7 @@ def test_files_of_another_origin_are_kept(daquar: Path, tmp_path: Path, capsys: 
 
 
 def test_a_broken_off_run_can_be_repeated(daquar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write, calls = prepare._write_json, []
+    write, calls = plans.write_json, []
 
     def breaks(file: Path, content: Any) -> None:
         calls.append(file)
@@ -149,10 +150,10 @@ def test_a_broken_off_run_can_be_repeated(daquar: Path, tmp_path: Path, monkeypa
             raise KeyboardInterrupt
         write(file, content)
 
-    monkeypatch.setattr(prepare, "_write_json", breaks)
+    monkeypatch.setattr(plans, "write_json", breaks)
     with pytest.raises(KeyboardInterrupt):
         run("daquar", daquar, tmp_path / "dst")
-    monkeypatch.setattr(prepare, "_write_json", write)
+    monkeypatch.setattr(plans, "write_json", write)
     assert run("daquar", daquar, tmp_path / "dst") == 0
     assert run("daquar", daquar, tmp_path / "whole") == 0
     assert all_files(tmp_path / "dst") == all_files(tmp_path / "whole")

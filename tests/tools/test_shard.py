@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -120,3 +121,19 @@ def test_sizes_of_shards() -> None:
     for wrong in ("", "MB", "12XB", "-1MB", "0"):
         with pytest.raises(argparse.ArgumentTypeError, match="expected a size such as 256MB"):
             shard.parse_bytes(wrong)
+
+
+def test_shards_of_an_own_task_bring_its_file_along(root: Path, tmp_path: Path) -> None:
+    """The shards' folder alone is then a data root on which the task is found."""
+    own = tmp_path / "own"
+    names = [p.name for p in sorted((root / "images/train2014").iterdir())][:2]
+    (own / "mine").mkdir(parents=True)
+    (own / "mine/pictures").symlink_to(root / "images/train2014")
+    rows = [json.dumps({"id": name, "picture": name, "captions": ["a", "b"]}) + "\n" for name in names]
+    (own / "mine/train.jsonl").write_text("".join(rows))
+    source = '{format: own_table, files: {train: {rows: [mine/train.jsonl]}}, pictures: ["mine/pictures/{name}"]}'
+    (own / "tasks").mkdir()
+    (own / "tasks/mine.yaml").write_text(f"kind: caption\nprimary: cider\nsources: [{source}]\n")
+    assert run("mine", "train", tmp_path / "dst", f"data.root={own}") == 0
+    shutil.rmtree(own)
+    assert [e.targets[0].text for e in load_task("mine", root=tmp_path / "dst").examples("train")] == ["a", "b"] * 2

@@ -21,5 +21,7 @@ FORMATS = Registry(
         "coco_captions": "mtvl.data.formats.coco_captions:COCOCaptions",
         "value_qa": "mtvl.data.formats.value_qa:ValueQA",
         "value_captions": "mtvl.data.formats.value_captions:ValueCaptions",
+        "msrvtt_qa": "mtvl.data.formats.msrvtt_qa:MSRVTTQA",
+        "own_table": "mtvl.data.formats.own_table:OwnTable",
     },
 )
