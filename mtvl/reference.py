@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from mtvl.errors import CheckpointError
+from mtvl.model import Model
 from mtvl.reference_parts import Added, added_names, describe_added
 from mtvl.reference_parts import our_task as our_task
 from mtvl.reference_parts import reference_task as reference_task
@@ -41,40 +41,41 @@ _LAYER = re.compile(r"model\.(encoder|decoder)\.layers\.(\d+)\.")
 # ---- names -------------------------------------------------------------------------------------------------------
 
 
-def _translate(name: str, tasks: Sequence[str]) -> tuple[str, ...]:
-    """Reference names of one entry of our state dict; `tasks` are the plan's."""
+def _translate(name: str, tasks: Sequence[str], method: str) -> tuple[str, ...]:
+    """Reference names of one entry of our state dict; `tasks` and `method` are the plan's."""
     name = name.removeprefix("backbone.")
     for ours, visual in _VISUAL.items():
         if name.startswith(ours):
             return (visual + name.removeprefix(ours),)
     plain = name.removeprefix("bart.")
-    if theirs := added_names(plain, tasks):
+    if theirs := added_names(plain, tasks, method):
         return theirs
     if plain == name or ".adapter." in plain:
         raise CheckpointError(f"the reference has no counterpart of {name}")
     return (plain,)
 
 
-def reference_names(model: nn.Module, tasks: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def reference_names(model: Model, tasks: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Every reference name of every tensor of `model` (a CLIP-BART with a plan for `tasks` applied), by our first name.
 
     Ours are the names of `model.named_parameters()` and of the buffers in its state dict. Raises CheckpointError for a
     parameter that the reference does not have.
     """
     names: dict[str, tuple[str, ...]] = {}
+    method = model.plan.method
     first: dict[int, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         ours = first.setdefault(id(parameter), name)
-        names[ours] = (*names.get(ours, ()), *_translate(name, tasks))
+        names[ours] = (*names.get(ours, ()), *_translate(name, tasks, method))
     for name in model.state_dict().keys() - {n for n, _ in model.named_parameters(remove_duplicate=False)}:
-        names[name] = _translate(name, tasks)
+        names[name] = _translate(name, tasks, method)
     for ours, theirs in names.items():
         if _TABLE in theirs:
             names[ours] = tuple(dict.fromkeys((*theirs, *_TABLE_NAMES)))
     return names
 
 
-def our_names(model: nn.Module, tasks: Sequence[str]) -> dict[str, str]:
+def our_names(model: Model, tasks: Sequence[str]) -> dict[str, str]:
     """Our name by reference name: the inverse of `reference_names`."""
     return {theirs: ours for ours, names in reference_names(model, tasks).items() for theirs in names}
 
@@ -105,7 +106,7 @@ def expand_aliases(state: State, aliases: Aliases | None) -> dict[str, torch.Ten
 
 
 def map_reference_state(
-    state: State, model: nn.Module, tasks: Sequence[str], aliases: Aliases | None = None
+    state: State, model: Model, tasks: Sequence[str], aliases: Aliases | None = None
 ) -> dict[str, torch.Tensor]:
     """Our state (names as in `reference_names`) from a reference state; pure.
 
@@ -140,14 +141,14 @@ def map_reference_state(
 
 
 @torch.no_grad()
-def load_reference(model: nn.Module, tasks: Sequence[str], state: State, aliases: Aliases | None = None) -> None:
+def load_reference(model: Model, tasks: Sequence[str], state: State, aliases: Aliases | None = None) -> None:
     """Copy a reference state into `model`, in place; errors as in `map_reference_state`, and then nothing is changed."""
     own = model.state_dict()
     for name, value in map_reference_state(state, model, tasks, aliases).items():
         own[name].copy_(value)
 
 
-def reference_state(model: nn.Module, tasks: Sequence[str]) -> dict[str, torch.Tensor]:
+def reference_state(model: Model, tasks: Sequence[str]) -> dict[str, torch.Tensor]:
     """The complete reference state of `model`, under all names; tied names share one tensor."""
     own = model.state_dict()
     return {name: own[ours] for ours, names in reference_names(model, tasks).items() for name in names}
