@@ -90,6 +90,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MtvlError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # no space, no permission, ...
+        print(f"error: {error}; check that {args.src} can be read and {args.dst} be written", file=sys.stderr)
+        return 1
+    except UnicodeEncodeError as error:
+        found = ascii(error.object[error.start : error.end])
+        print(f"error: {args.src}: expected text that can be written as UTF-8, found {found}; mend it", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -21,7 +21,8 @@ from mtvl.types import Example, Prediction
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 import prepare  # noqa: E402
-from preparing import own  # noqa: E402
+from preparing import files, own  # noqa: E402
+from preparing.media import Media  # noqa: E402
 
 SPLITS = ("train", "val", "test")
 ASK = ("--picture", "image", "--text", "question", "--answer", "answer")
@@ -252,13 +253,17 @@ def test_faults_of_rows_are_counted(name: str, src: Path, tmp_path: Path, capsys
         (b"image,image,answer\np0.png,q,a\n", ASK, "expected every column once in the header"),
         (b"image,question,answer,k\np0.png,q,a,1\np1.png,q,a,1\n", (*ASK, "--id", "k"), "1 x repeated id (line 3: '1', first in line 2)"),
         (b"image,question,answer,s\np0.png,q,a,tran\n", (*ASK, "--split", "s"), "1 x unknown split (line 2: 'tran'; did you mean"),
-        (b"image,question,answer\np0.png,q,a\np1.png,q,a\n", ASK, "expected at least 3 different pictures or videos"),
+        (b"image,question,answer\np0.png,q,a\np1.png,q,a\n", ASK, "expected different pictures or videos for train, val, test, found 2 and none left for train"),
         (b"image,question,answer\n", (*ASK, "--split", "0.5,0.1,0.1"), "that add up to 1"),
         (b"image,question,answer\n", (*ASK, "--caption", "answer"), "expected --answer COL or --caption COL, found both"),
         (b"image,question,answer\n", ASK[:2], "expected --answer COL or --caption COL, found neither"),
         (b"image,question,answer\n", (*ASK[:2], *ASK[4:]), "--answer expects --text COL"),
         (b"image,question,answer,a,b\np0.png,q,c,x,y\n", (*ASK, "--choices", "a,b"), "1 x answer that is none of the choices"),
         (b"image,question,answer,a,b\np0.png,q,x,x,\n", (*ASK, "--choices", "a,b"), "not at least two different texts"),
+        (b"image,question,answer,a,b,c\np0.png,q,1,,y,z\n", (*ASK, "--choices", "a,b,c", "--answer-counts-from", "1"), "1 x empty 'a' (line 2)"),
+        (b"image,question,answer,a,b\np0.png,q,a,b,a\n", (*ASK, "--choices", "a,b"), "1 x answer that says two choices (line 2: 'a' is a choice here, and the column of 'b'"),
+        (b"image,question,answer\np0.png,q," + b"a" * 200_000 + b"\n", ASK, "expected CSV, found a fault (field larger than"),
+        (b'image,question,"' + b"a" * 200_000 + b'"\np0.png,q,a\n', ASK, "expected CSV, found a fault (field larger than"),
     ],
 )  # fmt: skip
 def test_faults_of_tables_are_named(
@@ -272,7 +277,9 @@ def test_faults_of_tables_are_named(
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("vqa", "is taken by a benchmark"), ("images", "is taken by a benchmark"), ("a.b", "letters, digits, _ and -"),
+    [("shared", "is taken by a part of every model"), ("items", "is taken by a part of every model"),
+     ("train", "is taken by a part of every model"), ("daquar", "is taken by a set of tools/prepare.py"),
+     ("vqa", "is taken by a benchmark"), ("images", "is taken by a benchmark"), ("a.b", "letters, digits, _ and -"),
      ("../x", "letters, digits, _ and -"), ("theirs", "found something of another origin")],
 )  # fmt: skip
 def test_names_that_cannot_be(
@@ -332,6 +339,136 @@ def test_two_tasks_and_a_set_share_a_root(src: Path, tmp_path: Path) -> None:
     assert pictures(load(dst, "asked")) == pictures(load(dst, "told"))  # the same pictures fall into the same splits
 
 
+def prepare_pictures(src: Path, dst: Path, name: str, numbers: Sequence[int], *options: str) -> dict[str, set[str]]:
+    rows = [{"image": picture(src / f"n{n}.png", 100 + n), "caption": f"it is {n}"} for n in numbers]
+    assert run("table", table(src / f"{name}.csv", rows), dst, "--name", name, *TELL, *options) == 0
+    return pictures(load(dst, name))
+
+
+def placed(*found: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """The splits of each picture over several tasks or preparations."""
+    out: dict[str, set[str]] = {}
+    for parts in found:
+        for split, names in parts.items():
+            for name in names:
+                out.setdefault(name, set()).add(split)
+    return out
+
+
+def test_overlapping_tasks_agree_on_the_split_of_a_picture(src: Path, tmp_path: Path) -> None:
+    first = prepare_pictures(src, tmp_path / "dst", "first", range(20))
+    second = prepare_pictures(src, tmp_path / "dst", "second", range(40))
+    third = prepare_pictures(src, tmp_path / "dst", "third", range(10, 60))
+    assert [len(first[s]) for s in SPLITS] == [16, 2, 2] and [len(second[s]) for s in SPLITS] == [32, 4, 4]
+    assert [len(third[s]) for s in SPLITS] == [40, 5, 5]
+    found = placed(first, second, third)
+    assert len(found) == 60 and all(len(splits) == 1 for splits in found.values())
+    alone = prepare_pictures(src, tmp_path / "elsewhere", "second", range(40))
+    assert any(len(splits) > 1 for splits in placed(first, alone).values())  # what these pictures do by rank alone
+
+
+def test_more_pictures_leave_the_old_ones_where_they_were(src: Path, tmp_path: Path) -> None:
+    before = prepare_pictures(src, tmp_path / "dst", "mine", range(20))
+    after = prepare_pictures(src, tmp_path / "dst", "mine", range(40))
+    assert [len(after[s]) for s in SPLITS] == [32, 4, 4] and all(before[s] <= after[s] for s in SPLITS)
+    other = prepare_pictures(src, tmp_path / "dst", "mine", range(40), "--split", "0.5,0.25,0.25")
+    assert [len(other[s]) for s in SPLITS] == [20, 10, 10]
+
+
+def test_splits_that_contradict_another_task_are_refused(
+    src: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = prepare_pictures(src, tmp_path / "dst", "first", range(20))
+    name = min(first["test"])
+    rows = [{"image": name, "caption": "x", "part": "train"}]
+    options = ("--name", "second", *TELL, "--split", "part")
+    assert run("table", table(src / "u.csv", rows), tmp_path / "dst", *options) == 1
+    said = capsys.readouterr().err
+    assert f"another task (line 2: {name} is train here and test in the task first; another DST" in said
+    assert run("table", table(src / "u.csv", [{**rows[0], "part": "test"}]), tmp_path / "dst", *options) == 0
+    assert run("table", table(src / "v.csv", rows), tmp_path / "dst", "--name", "third", *TELL) == 1
+    assert "(1 of them stand in other own tasks" in capsys.readouterr().err
+    (tmp_path / "dst/first/splits.json").unlink()
+    assert run("table", table(src / "u.csv", rows), tmp_path / "dst", *options) == 1
+    assert "expected the record of which picture of 'first' is in which split" in capsys.readouterr().err
+
+
+def test_every_file_is_hashed_once(src: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+    digest = Media.digest
+    monkeypatch.setattr(Media, "digest", lambda media: (hashed.append(media.path), digest(media))[1])
+    rows = [{**row, "question": f"{row['question']} {m}"} for row in questions() for m in range(3)]
+    assert run("table", table(src / "t.csv", rows), tmp_path / "dst", "--name", "mine", *ASK) == 0
+    assert len(hashed) == len(set(hashed)) == 10
+
+
+def test_strips_that_cannot_be_cut_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    src = tmp_path / "src"
+    src.mkdir()
+    Image.new("RGB", (10, 4)).save(src / "v.3x1.png")
+    file = json_lines(src / "t.jsonl", [{"clip": "v.3x1.png", "q": "What?", "a": "x"}])
+    options = ("--name", "mine", "--video", "clip", "--text", "q", "--answer", "a")
+    assert run("table", file, tmp_path / "dst", *options) == 1
+    assert "1 x unreadable video (line 1: " in (said := capsys.readouterr().err) and "found 10 pixels" in said
+
+
+def test_half_characters_and_places_that_cannot_be_written(
+    src: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dst = tmp_path / "dst"
+    lines = [json.dumps(row) for row in questions()]
+    lines[2] = lines[2].replace("What", "\\ud83d")
+    (src / "t.jsonl").write_text("\n".join(lines))
+    assert run("table", src / "t.jsonl", dst, "--name", "mine", *ASK) == 1
+    assert "1 x text that is not Unicode (line 3: '\\ud83d, 2?')" in capsys.readouterr().err and not dst.exists()
+
+    file = table(src / "t.csv", questions())
+    dst.write_text("mine")
+    assert run("table", file, dst, "--name", "mine", *ASK) == 1
+    assert "expected a folder to write into, found a file" in capsys.readouterr().err and dst.read_text() == "mine"
+    dst.unlink()
+
+    assert run("table", file, dst, "--name", "mine", *ASK) == 0
+    before = {name: (dst / name).read_bytes() for name in tree(dst)}
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    table(src / "t.csv", questions(9))
+    for call in ("replace", "link"):
+        with monkeypatch.context() as patch:
+            patch.setattr(files.os, call, full)
+            patch.setattr(files.shutil, "copyfile", full)
+            assert run("table", file, dst, "--name", "mine", *ASK) == 1
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "No space left on device; check that" in said
+        assert {name: (dst / name).read_bytes() for name in tree(dst)} == before
+
+
+def test_scripts_without_blanks_get_room(src: Path, tmp_path: Path) -> None:
+    told = [
+        {"image": f"p{n}.png", "caption": "一只棕色的狗在绿色的草地上跑来跑去" if n else "a dog"} for n in range(10)
+    ]
+    assert run("table", table(src / "t.csv", told), tmp_path / "dst", "--name", "mine", *TELL) == 0
+    assert load(tmp_path / "dst").decoding.max_tokens == 3 * 13 + 2  # 17 characters of three bytes
+
+
+def test_hidden_files_and_paths_through_other_folders(
+    src: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions_csv(src)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run("folder", "../src", tmp_path / "dst", "--name", "mine") == 0
+    assert "stand in no row" not in capsys.readouterr().out
+    (src / "captions.csv").unlink()
+    text_files(src)
+    for name in ("._p0.png", "._p0.txt", ".hidden/x.txt"):
+        (src / name).parent.mkdir(exist_ok=True)
+        (src / name).write_bytes(b"\0")
+    assert run("folder", "../src", tmp_path / "dst2", "--name", "mine") == 0
+
+
 def captions_csv(src: Path) -> None:
     rows = [{"image": f"p{n}.png", "caption": f"{m} of {n}"} for n in range(10) for m in (1, 2)]
     table(src / "captions.csv", rows)
@@ -364,7 +501,7 @@ def test_folders_of_captioned_pictures(
 
 def test_folders_of_splits_and_pictures_of_other_kinds(tmp_path: Path) -> None:
     src = tmp_path / "src"
-    for n, (part, ending) in enumerate((("train", "webp"), ("train", "JPG"), ("validation", "bmp"), ("test", "gif"))):
+    for n, (part, ending) in enumerate((("Train", "webp"), ("Train", "JPG"), ("validation", "bmp"), ("TEST", "gif"))):
         name = picture(src / part / f"p{n}.{ending}", n)
         file = src / part / "metadata.csv"
         rows = ([] if not file.exists() else list(csv.DictReader(file.open()))) + [{"file_name": name, "text": f"t{n}"}]
@@ -372,8 +509,8 @@ def test_folders_of_splits_and_pictures_of_other_kinds(tmp_path: Path) -> None:
     assert run("folder", src, tmp_path / "dst", "--name", "mine") == 0
     task = load(tmp_path / "dst")
     found = {split: [e.uid for e in rows] for split, rows in examples(task).items()}
-    assert found == {"train": ["train/p0.webp.png_0", "train/p1.JPG_0"], "val": ["validation/p2.bmp.png"],
-                     "test": ["test/p3.gif.png"]}  # fmt: skip
+    assert found == {"train": ["Train/p0.webp.png_0", "Train/p1.JPG_0"], "val": ["validation/p2.bmp.png"],
+                     "test": ["TEST/p3.gif.png"]}  # fmt: skip
     with Image.open(task.examples("val")[0].visual.images[0]) as made, Image.open(src / "validation/p2.bmp") as source:
         assert made.format == "PNG" and made.convert("RGB").tobytes() == source.convert("RGB").tobytes()
 
@@ -388,6 +525,10 @@ def test_folders_of_splits_and_pictures_of_other_kinds(tmp_path: Path) -> None:
         (lambda src: (text_files(src), (src / "p3.txt").write_text(" \n")), "1 x empty text file (p3.txt)"),
         (lambda src: (text_files(src), (src / "p3.txt").write_bytes(b"\xff\xe9")), "1 x text file that is not UTF-8"),
         (lambda src: (text_files(src), picture(src / "p3.jpg", 3)), "1 x pictures that share a text file (p3.jpg"),
+        (lambda src: (text_files(src), picture(src / "test" / "q.png", 50)),
+         "expected all pictures in the folders of the splits (test), found 10 beside them, e.g. p0.png; move those"),
+        (lambda src: (picture(src / "dogs/q.png", 50), picture(src / "Train/r.png", 51), [p.unlink() for p in src.glob("*.png")]),
+         "folders of the splits (Train), found 1 beside them, e.g. dogs/q.png; move those"),
         (lambda src: table(src / "captions.csv", [{"image": "p0.png", "caption": "a", "text": "b"}]), "say which with --caption"),
         (lambda src: (metadata(src), (src / "p5.png").unlink()), "1 x missing picture (line 6: 'p5.png')"),
     ],

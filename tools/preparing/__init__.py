@@ -18,5 +18,5 @@ SETS = Registry(
         "youcook2": "preparing.youcook2:read_youcook2",
     },
 )
-# Folders in which the sets are handed around, where those are called otherwise.
+# Folders of the sets that are called otherwise.
 FOLDERS = {"flickr8k": "flickr8k_1k"}

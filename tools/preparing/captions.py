@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mtvl.errors import DataError
-from preparing.plan import SPLITS, Plan, by_hash
+from preparing.plan import SPLITS, Plan, by_hash, parted
 
 
 def checked_captions(values: Any, file: Path, place: str) -> list[str]:
@@ -22,7 +22,7 @@ def caption_plan(name: str, src: Path, photos: list[tuple[str, int, list[str]]],
     order = by_hash(photo[0] for photo in photos)
     if len(order) <= val + test:
         raise DataError(f"expected more than {val + test} photos for {name}, found {len(order)}", file=src)
-    split_of = {p: "test" if i < test else "val" if i < test + val else "train" for i, p in enumerate(order)}
+    split_of = parted(order, test=test, val=val)
     note = (
         f"{name}: own split by photo (ordered by the SHA-256 of the file name: {test} test, {val} val, the rest train); "
         "it is nobody's published split. Counts are photos."

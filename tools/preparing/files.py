@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mtvl.data.formats.records import decode_utf8
 from mtvl.errors import DataError
 
 
@@ -21,11 +22,10 @@ class Lines(list[dict[str, Any]]):
 def read_text(file: Path) -> str:
     """A UTF-8 file of a set; DataError when it is not there or in another encoding."""
     try:
-        return file.read_text(encoding="utf-8")
+        data = file.read_bytes()
     except FileNotFoundError:
         raise DataError("expected this file of the set, found none; is SRC the set's folder?", file=file) from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"expected UTF-8, found other bytes at position {error.start}", file=file) from None
+    return decode_utf8(data, file)
 
 
 def csv_rows(file: Path, columns: tuple[str, ...]) -> list[tuple[tuple[Path, str], dict[str, str]]]:
@@ -73,7 +73,12 @@ def link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source.resolve(), target)
     except OSError:  # another disk, or a disk or owner without hard links
-        shutil.copyfile(source, target)
+        part = target.with_name(f".{target.name}.part")
+        try:
+            shutil.copyfile(source, part)
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def write_json(file: Path, content: Any) -> None:
@@ -90,5 +95,9 @@ def write_text(file: Path, text: str) -> None:
     """Write `text` to `file`, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, file)
+    data = text.encode("utf-8")
+    try:
+        part.write_bytes(data)
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,19 +1,23 @@
 """A folder of pictures with captions: a table in it, or a text file beside each picture.
 
 The table is `captions.csv`, `captions.txt` or `captions.jsonl`, or `metadata.jsonl` or `metadata.csv` as Hugging Face's
-imagefolder writes it. Folders train, val(idation) and test inside are taken as splits when nothing lies above them.
+imagefolder writes it. Folders train, val(idation) and test inside are taken as splits when no table lies above them; then
+all pictures have to lie in them.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mtvl.data.formats.records import decode_utf8
 from mtvl.errors import ConfigError, DataError
 from preparing.media import READABLE, Media
-from preparing.own import SPLIT_WORDS, OwnRow, OwnSet, parse_fractions, write_own
+from preparing.own import OwnRow, OwnSet, write_own
 from preparing.problems import Problems
+from preparing.splits import SPLIT_WORDS, parse_fractions, split_named
 from preparing.table import DEFAULT_SPLIT, Columns, table_rows
 from preparing.tables import read_table
 
@@ -47,7 +51,7 @@ def prepare_folder(
             relative = f"{word}/{row.media.relative}" if word else row.media.relative
             place = f"{word}/{row.place}" if word else row.place
             media = replace(row.media, relative=relative)
-            rows.append(replace(row, media=media, place=place, split=SPLIT_WORDS.get(word, "")))
+            rows.append(replace(row, media=media, place=place, split=split_named(word) if word else ""))
     fractions = None if any(parts) else parse_fractions(split)
     own = OwnSet(name, src, "caption", "captions", rows, fractions, num_rows, notes)
     if fractions is None:
@@ -56,14 +60,24 @@ def prepare_folder(
 
 
 def _parts(src: Path) -> dict[str, Path]:
-    """Folder of each split by its word; {"": src} where pictures or a table lie in `src` itself."""
-    folders = {p.name: p for p in sorted(src.iterdir()) if p.is_dir() and p.name in SPLIT_WORDS}
-    above = [p for p in src.iterdir() if p.is_file() and (p.name in TABLES or p.suffix.lower() in READABLE)]
-    if not folders or above:
+    """Folder of each split by its name; {"": src} where there are none, or a table of all pictures lies in `src` itself.
+
+    DataError for pictures beside the folders of splits: it is not known where they belong.
+    """
+    folders = {p.name: p for p in sorted(src.iterdir()) if p.is_dir() and p.name.lower() in SPLIT_WORDS}
+    if not folders or any((src / table).is_file() for table in TABLES):
         return {"": src}
-    called = [SPLIT_WORDS[word] for word in folders]
+    called = [split_named(word) for word in folders]
     if len(set(called)) != len(called):
         raise DataError(f"expected one folder a split, found {', '.join(folders)}", file=src)
+    beside = [p for path in _pictures(src) if (p := path.relative_to(src)).parts[0] not in folders]
+    if beside:
+        raise DataError(
+            f"expected all pictures in the folders of the splits ({', '.join(folders)}), found {len(beside):,} beside them, "
+            f"e.g. {beside[0].as_posix()}; move those into one of the folders, or, where {', '.join(folders)} are no splits, "
+            "give these folders other names",
+            file=src,
+        )
     return folders
 
 
@@ -89,7 +103,7 @@ def _captioned(
     table = read_table(tables[0], columns.all(), problems)
     rows = table_rows(table, columns, folder, problems)
     named = {row.media.path for row in rows}
-    others = [p for p in pictures if p.absolute() not in named]
+    others = [p for p in pictures if Path(os.path.abspath(p)) not in named]
     if others and len(rows) == table.num_rows:
         note = f"{len(others)} pictures in {folder.name} stand in no row of {tables[0].name}, e.g. {others[0].name}."
         print(f"note: {note}")
@@ -98,7 +112,12 @@ def _captioned(
 
 
 def _pictures(folder: Path) -> list[Path]:
-    found = (p for p in folder.rglob("*") if p.suffix.lower() in READABLE and p.is_file())
+    return [p for p in _visible(folder) if p.suffix.lower() in READABLE]
+
+
+def _visible(folder: Path) -> list[Path]:
+    """All files below `folder` but hidden ones, such as the ._NAME that macOS leaves beside copies."""
+    found = (p for p in folder.rglob("*") if p.is_file())
     return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 
@@ -131,13 +150,13 @@ def _from_texts(folder: Path, pictures: Sequence[Path], problems: Problems) -> t
             problems.add("picture without a text file", relative)
             continue
         try:
-            text = file.read_bytes().decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            problems.add("text file that is not UTF-8", file.name, f"other bytes at position {error.start}")
+            text = decode_utf8(file.read_bytes(), file)
+        except DataError as error:
+            problems.add("text file that is not UTF-8", file.name, str(error))
             continue
         captions = tuple(line.strip() for line in text.splitlines() if line.strip())
         if captions:
-            rows.append(OwnRow(relative, Media(path.absolute(), relative, is_video=False), captions))
+            rows.append(OwnRow(relative, Media(Path(os.path.abspath(path)), relative, is_video=False), captions))
         else:
             problems.add("empty text file", file.relative_to(folder).as_posix())
     with_text: dict[Path, list[Path]] = {}
@@ -146,7 +165,7 @@ def _from_texts(folder: Path, pictures: Sequence[Path], problems: Problems) -> t
     for same in with_text.values():
         if len(same) > 1:
             problems.add("pictures that share a text file", same[0].name, ", ".join(p.name for p in same))
-    for file in sorted(folder.rglob("*.txt")):
+    for file in (f for f in _visible(folder) if f.suffix == ".txt"):
         if file.with_suffix("") not in with_text and not file.name.lower().startswith(("readme", "license")):
             problems.add("text file without a picture", file.relative_to(folder).as_posix())
     return rows, len(pictures)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtvl.data.formats.pictures import PICTURE_ENDINGS, STRIP_ENDINGS, VIDEO_ENDINGS
+from mtvl.data.formats.pictures import PICTURE_ENDINGS, STRIP_ENDINGS, VIDEO_ENDINGS, without_count
 from mtvl.data.media import open_image
-from mtvl.data.video import PICTURE_SUFFIXES, count_frames, probe_seconds
+from mtvl.data.video import PICTURE_SUFFIXES, count_frames, iterate_frames, probe_seconds
 from mtvl.errors import MtvlError
 from preparing.problems import Problems
 
-_STRIP = re.compile(r"\.\d+x1$")
 READABLE = (*PICTURE_SUFFIXES, ".gif", ".tif", ".tiff")  # what has no ending of `PICTURE_ENDINGS` is written as PNG
 
 
@@ -44,21 +42,18 @@ class Media:
         A folder of frames called like a video file beside it would otherwise never be found.
         """
         if self.is_strip:
-            return self._stem + self.path.suffix
+            return without_count(self.relative)
         if self.path.is_dir():
             return f"{self.relative}.frames"
         if self.is_video or self.path.suffix.lower() in PICTURE_ENDINGS:
             return self.relative
         return f"{self.relative}.png"
 
-    @property
-    def _stem(self) -> str:
-        return _STRIP.sub("", self.relative[: -len(self.path.suffix)])
-
     def files(self) -> Iterator[tuple[str, Path]]:
         """(path below the folder of pictures or videos, file) of everything that belongs to it."""
         if self.is_strip:
-            yield f"{self._stem}.{count_frames(str(self.path))}x1{self.path.suffix}", self.path
+            stem = self.name[: -len(self.path.suffix)]
+            yield f"{stem}.{count_frames(str(self.path))}x1{self.path.suffix}", self.path
         elif self.path.is_dir():
             for frame in self._frames():
                 yield f"{self.name}/{frame.name}", frame
@@ -68,12 +63,13 @@ class Media:
     def fault(self) -> str:
         """Why it cannot be read; "" when it can."""
         try:
-            if self.is_video:
-                probe_seconds(str(self.path))
-                for frame in self._frames() if self.path.is_dir() else [self.path] if self.is_strip else []:
-                    open_image(str(frame))
-            else:
+            if not self.is_video:
                 open_image(str(self.path))
+            elif self.path.is_dir() or self.is_strip:
+                for _ in iterate_frames(str(self.path)):  # a strip is cut, too: its number of frames may be wrong
+                    pass
+            else:
+                probe_seconds(str(self.path))
         except MtvlError as error:
             return str(error)
         return ""

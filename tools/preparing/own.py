@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,13 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from mtvl.data.media import open_image
-from mtvl.errors import ConfigError, DataError, near_names
+from mtvl.errors import ConfigError, DataError
+from mtvl.petl.plan import is_taken
 from mtvl.tasks import task_names
 from mtvl.tasks.files import OWN_FOLDER
+from preparing import SETS
 from preparing.files import Lines, place, write_json, write_lines, write_text
 from preparing.media import Media, same_split
 from preparing.plan import MANIFEST, SPLITS, read_manifest
 from preparing.problems import Problems
+from preparing.splits import RECORD, Fractions, by_shares, record_of, recorded
 from preparing.task_file import task_text
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # no dot: parameters and overrides are called after tasks
@@ -55,7 +58,7 @@ class OwnSet:
     kind: str
     what: str
     rows: list[OwnRow]
-    fractions: tuple[float, float, float] | None  # None: the rows say their splits
+    fractions: Fractions | None  # None: the rows say their splits
     num_rows: int  # of the source, those with faults too
     notes: list[str] = field(default_factory=list)
 
@@ -66,22 +69,13 @@ def check_name(name: str, dst: Path) -> None:
         raise ConfigError(f"expected a name of letters, digits, _ and -, found {name!r}")
     if name in task_names() or name in RESERVED:
         raise ConfigError(f"the name {name!r} is taken by a benchmark or a folder of one; give --name another")
+    if name in SETS or is_taken(name):
+        what = "set of tools/prepare.py" if name in SETS else "part of every model"
+        raise ConfigError(f"the name {name!r} is taken by a {what}; give --name another")
     owned = name in read_manifest(dst)["sets"]
     taken = [path for path in (dst / name, dst / OWN_FOLDER / f"{name}.yaml") if path.exists()]
     if taken and not owned:
         raise DataError(f"expected a free place for {name!r}, found something of another origin", file=taken[0])
-
-
-def parse_fractions(text: str) -> tuple[float, float, float] | None:
-    """ "0.8,0.1,0.1" as numbers; None when `text` is no such list. ConfigError unless they add up to 1."""
-    parts = text.split(",")
-    try:
-        numbers = [float(part) for part in parts]
-    except ValueError:
-        return None
-    if len(numbers) != 3 or min(numbers) < 0 or numbers[0] <= 0 or abs(sum(numbers) - 1) > 1e-6:
-        raise ConfigError(f"--split expects a column or shares of train,val,test that add up to 1, found {text!r}")
-    return numbers[0], numbers[1], numbers[2]
 
 
 def write_own(own: OwnSet, dst: Path, problems: Problems) -> None:
@@ -90,10 +84,13 @@ def write_own(own: OwnSet, dst: Path, problems: Problems) -> None:
     Raises DataError with everything that is wrong; nothing is left behind then.
     """
     check_name(own.name, dst)
+    _check_texts(own, problems)
     unique = _check_media(own, problems)
     problems.raise_if_any(own.num_rows)
-    split_of = _splits(own, problems)
+    digests = {path: media.digest() for path, media in unique.items()}
+    split_of_digest = _splits(own, digests, dst, problems)
     problems.raise_if_any(own.num_rows)
+    split_of = {path: split_of_digest[digest] for path, digest in digests.items()}
     files = {split: Lines(_lines(own, [r for r in own.rows if split_of[r.media.path] == split])) for split in SPLITS}
     files = {split: lines for split, lines in files.items() if lines}
     counts = {split: len(lines) for split, lines in files.items()}
@@ -101,6 +98,7 @@ def write_own(own: OwnSet, dst: Path, problems: Problems) -> None:
     with _whole(own, dst, counts, text) as stage:
         for split, lines in files.items():
             write_lines(stage / f"{split}.jsonl", lines)
+        write_json(stage / RECORD, record_of(split_of_digest))
         links: dict[str, Path] = {}
         made: dict[str, Callable[[Path], None]] = {}
         for media in unique.values():
@@ -136,28 +134,47 @@ def _as_png(source: Path, target: Path) -> None:
     open_image(str(source)).save(target, format="PNG")
 
 
-def _splits(own: OwnSet, problems: Problems) -> dict[Path, str]:
-    """The split of each picture or video. Two files with the same content count as one picture."""
-    digests = {row.media.path: row.media.digest() for row in own.rows}
+def _splits(own: OwnSet, digests: Mapping[Path, str], dst: Path, problems: Problems) -> dict[str, str]:
+    """The split of each picture or video by its digest: two files with the same content are one picture.
+
+    It is the same in all own tasks below `dst`, or what trains one task would test another.
+    """
+    entries = {name: entry for name, entry in read_manifest(dst)["sets"].items() if "task_file_sha256" in entry}
+    known = recorded(dst, (name for name in entries if name != own.name))
     if own.fractions is None:
         same_split(((row.media, digests[row.media.path], row.split, row.place) for row in own.rows), problems)
-        return {row.media.path: row.split for row in own.rows}
-    order = sorted(set(digests.values()))
-    _, val_share, test_share = own.fractions
-    test = max(1, round(len(order) * test_share)) if test_share else 0
-    val = max(1, round(len(order) * val_share)) if val_share else 0
-    if test + val >= len(order):
-        raise DataError(
-            f"expected at least {test + val + 1} different pictures or videos for train, val and test, found "
-            f"{len(order)}; add some, or give --split other shares",
-            file=own.source,
-        )
-    split_of = {d: "test" if i < test else "val" if i < test + val else "train" for i, d in enumerate(order)}
+        for row in own.rows:
+            split, task = known.get(digests[row.media.path], (row.split, ""))
+            if split != row.split:
+                detail = f"{row.media.relative} is {row.split} here and {split} in the task {task}; another DST keeps them apart"
+                problems.add(f"{row.media.noun} in another split than in another task", row.place, detail)
+        return {digests[row.media.path]: row.split for row in own.rows}
+    fixed = {digest: split for digest, (split, _) in known.items()}
+    split_of = None
+    if own.name in entries and entries[own.name].get("shares") == list(own.fractions):
+        before = {digest: split for digest, (split, _) in recorded(dst, (own.name,)).items()}
+        try:
+            split_of = by_shares(digests.values(), own.fractions, fixed | before, own.source)
+        except DataError:  # so many pictures were taken away that a split would be empty
+            print(
+                f"note: {own.name} is split anew: of the pictures that it had before, too few are left for all splits"
+            )
+    if split_of is None:
+        split_of = by_shares(digests.values(), own.fractions, fixed, own.source)
+    counts = ", ".join(f"{sum(s == split for s in split_of.values())} {split}" for split in SPLITS)
     own.notes.append(
-        f"Own split by picture or video (ordered by the SHA-256 of its content: {test} test, {val} val, the rest train); "
-        "files of equal content are one picture."
+        f"Own split by picture or video ({counts}): as in the own tasks that were there before, new ones in the order of the "
+        "SHA-256 of their content until the shares are filled; files of equal content are one picture."
     )
-    return {path: split_of[digest] for path, digest in digests.items()}
+    return split_of
+
+
+def _check_texts(own: OwnSet, problems: Problems) -> None:
+    """Half characters (JSON's \\ud83d alone, or a file name that is not UTF-8) cannot be written."""
+    for row in own.rows:
+        for text in (row.media.relative, row.text, row.uid, *row.outputs):
+            if any("\ud800" <= letter <= "\udfff" for letter in text):
+                problems.add("text that is not Unicode", ascii(row.place)[1:-1], ascii(text))
 
 
 def _lines(own: OwnSet, rows: Sequence[OwnRow]) -> Iterator[dict[str, Any]]:
@@ -185,8 +202,8 @@ def _whole(own: OwnSet, dst: Path, counts: dict[str, int], text: str) -> Iterato
     """A hidden folder to write into that becomes `dst`/NAME at the end; on any fault all is as it was."""
     was_there = dst.exists()
     stage, old, final = dst / f".{own.name}.partial", dst / f".{own.name}.old", dst / own.name
-    manifest, record = read_manifest(dst), (dst / MANIFEST).read_bytes() if (dst / MANIFEST).exists() else None
-    is_moved = False
+    manifest, record = read_manifest(dst), (dst / MANIFEST).read_text("utf-8") if (dst / MANIFEST).exists() else None
+    is_moved = is_recorded = False
     if old.exists() and not final.exists():  # a run was killed between the two renames
         os.rename(old, final)
     try:
@@ -197,6 +214,7 @@ def _whole(own: OwnSet, dst: Path, counts: dict[str, int], text: str) -> Iterato
         before = manifest["sets"].get(own.name, {})
         manifest["sets"][own.name] = _record(own, counts, text)
         write_json(dst / MANIFEST, manifest)  # first: what a killed run leaves may be written over
+        is_recorded = True
         if final.exists():
             os.rename(final, old)
         os.rename(stage, final)
@@ -207,12 +225,12 @@ def _whole(own: OwnSet, dst: Path, counts: dict[str, int], text: str) -> Iterato
         shutil.rmtree(final if is_moved else stage, ignore_errors=True)
         if old.exists():
             os.rename(old, final)
-        if record is not None:
-            (dst / MANIFEST).write_bytes(record)
-        elif dst.exists():
+        if is_recorded and record is not None:
+            write_text(dst / MANIFEST, record)
+        elif is_recorded:
             (dst / MANIFEST).unlink(missing_ok=True)
-            if not was_there and not any(dst.iterdir()):
-                dst.rmdir()
+        if not was_there and dst.exists() and not any(dst.iterdir()):
+            dst.rmdir()
         raise
 
 
@@ -221,6 +239,7 @@ def _record(own: OwnSet, counts: dict[str, int], text: str) -> dict[str, Any]:
         "files": sorted([*(f"{own.name}/{split}.jsonl" for split in counts), f"{OWN_FOLDER}/{own.name}.yaml"]),
         "counts": {own.name: counts},
         "notes": own.notes,
+        "shares": None if own.fractions is None else list(own.fractions),
         "task_file_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
 
@@ -231,18 +250,3 @@ def _write_task_file(file: Path, text: str, written_before: str | None) -> None:
         print(f"kept: {file}, which was edited; delete it and prepare again to have it made anew")
         return
     write_text(file, text)
-
-
-SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validate", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-
-
-def split_named(word: str) -> str:
-    """The split that `word` calls; ValueError with near names otherwise."""
-    found = SPLIT_WORDS.get(word.strip().lower())
-    if found is None:
-        raise ValueError(f"{word!r}; {near_names(word, SPLIT_WORDS)}")
-    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,11 @@ def by_hash(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
 
 
+def parted(order: Sequence[str], *, test: int, val: int) -> dict[str, str]:
+    """The split of each of `order`: the first `test`, then `val`, the rest train."""
+    return {name: "test" if i < test else "val" if i < test + val else "train" for i, name in enumerate(order)}
+
+
 def write_plan(name: str, plan: Plan, dst: Path, *, append: bool = False) -> None:
     """Write `plan` of the set `name` below `dst` and print its counts.
 
@@ -58,7 +63,9 @@ def write_plan(name: str, plan: Plan, dst: Path, *, append: bool = False) -> Non
 
 
 def read_manifest(dst: Path) -> dict[str, Any]:
-    """The record of what was prepared below `dst`; DataError when the file is something else."""
+    """The record of what was prepared below `dst`; DataError when that or the file is something else."""
+    if dst.exists() and not dst.is_dir():
+        raise DataError("expected a folder to write into, found a file; use another DST", file=dst)
     file = dst / MANIFEST
     manifest = read_json(file) if file.exists() else {"made_by": "tools/prepare.py", "sets": {}}
     if not isinstance(manifest, dict) or not isinstance(manifest.get("sets"), dict):

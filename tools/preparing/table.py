@@ -8,8 +8,9 @@ from typing import Any
 
 from mtvl.errors import ConfigError
 from preparing.media import find_media
-from preparing.own import OwnRow, OwnSet, parse_fractions, split_named, write_own
+from preparing.own import OwnRow, OwnSet, write_own
 from preparing.problems import Problems
+from preparing.splits import parse_fractions, split_named
 from preparing.tables import Table, read_table, texts_of
 
 DEFAULT_SPLIT = "0.8,0.1,0.1"
@@ -114,6 +115,9 @@ def _row(place: str, cells: dict[str, Any], columns: Columns, folder: Path, prob
         except ValueError as error:
             faults.append(("unknown split", str(error)))
     outputs = _outputs(cells, columns.choices or columns.answers or columns.captions, columns.separator, faults)
+    if len(columns.choices) > 1:  # each is a choice: without one, the numbers and names of the others would shift
+        for name in columns.choices:
+            _single(cells, name, faults)
     answer = _right(cells, columns, outputs, faults) if columns.choices else None
     for kind, detail in faults:
         problems.add(kind, place, detail)
@@ -153,11 +157,15 @@ def _right(cells: dict[str, Any], columns: Columns, choices: list[str], faults: 
         return None
     if columns.counts_from is not None:
         number = int(answer) - columns.counts_from if answer.isascii() and answer.isdigit() else -1
-        if 0 <= number < len(choices):
-            return number
-    elif answer in choices:
-        return choices.index(answer)
-    elif answer in columns.choices and len(columns.choices) == len(choices):
-        return columns.choices.index(answer)
-    faults.append(("answer that is none of the choices", f"{answer!r} of {', '.join(choices)}"))
+        found = {number} & set(range(len(choices)))
+    else:
+        names = columns.choices if len(columns.choices) == len(choices) else ()
+        found = {list(texts).index(answer) for texts in (choices, names) if answer in texts}
+    if len(found) == 1:
+        return found.pop()
+    if found:
+        detail = f"{answer!r} is a choice here, and the column of {choices[columns.choices.index(answer)]!r}"
+        faults.append(("answer that says two choices", f"{detail}; give the columns other names"))
+    else:
+        faults.append(("answer that is none of the choices", f"{answer!r} of {', '.join(choices)}"))
     return None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtvl.data.formats.records import read_json_lines
+from mtvl.data.formats.records import decode_utf8, read_json_lines
 from mtvl.errors import DataError, near_names
 from preparing.problems import Problems
 
@@ -75,19 +75,12 @@ def _read_bytes(file: Path) -> bytes:
 
 
 def _read_csv(file: Path, wanted: Sequence[str], problems: Problems) -> Table:
-    try:
-        text = _read_bytes(file).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"expected UTF-8, found other bytes at position {error.start}; convert the file, e.g. "
-            f"iconv -f WINDOWS-1252 -t UTF-8",
-            file=file,
-        ) from None
+    text = decode_utf8(_read_bytes(file), file, "convert the file, e.g. iconv -f WINDOWS-1252 -t UTF-8")
     if not text.strip():
         raise DataError("expected a header and rows, found an empty file", file=file)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text, wanted), strict=True)
     rows, start, num_rows = [], 1, 0
     try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text, wanted), strict=True)
         columns = tuple(name.strip() for name in next(reader))
         if len(set(columns)) != len(columns):
             raise DataError(f"expected every column once in the header, found {', '.join(columns)}", file=file)
@@ -129,7 +122,7 @@ def texts_of(cell: Any, separator: str = "") -> list[str]:
     if cell is None:
         return []
     if isinstance(cell, (list, tuple)):
-        return [part for entry in cell for part in texts_of(entry)]
+        return [part for entry in cell for part in texts_of(entry) or [""]]
     if isinstance(cell, bool) or not isinstance(cell, (str, int, float)):
         return [""]
     text = str(cell)

@@ -18,10 +18,16 @@ _SETTINGS = {
 }
 
 
+def _words(text: str) -> int:
+    """How many words `text` counts for; many scripts put no blanks between theirs, or letters of several bytes in them."""
+    words = len(text.split())
+    return words if text.isascii() else max(words, -(-len(text.encode()) // 4))
+
+
 def task_text(own: OwnSet, counts: Mapping[str, int], *, has_videos: bool) -> str:
     """Content of `tasks/NAME.yaml` for the splits in `counts`."""
     primary, prompt = _SETTINGS[own.kind]
-    longest = max(len(text.split()) for row in own.rows for text in row.outputs)
+    longest = max(_words(text) for row in own.rows for text in row.outputs)
     tokens = min(MOST_TOKENS, max(LEAST_TOKENS, TOKENS_PER_WORD * longest + 2))
     decoding = f"mode: generate, num_beams: {5 if own.kind == 'caption' else 1}, max_tokens: {tokens}"
     if own.kind == "choice":
@@ -36,7 +42,7 @@ def task_text(own: OwnSet, counts: Mapping[str, int], *, has_videos: bool) -> st
         f'prompt: "{prompt}"',
         "# 0: as long as the backbone reads and writes.",
         "limits: {source_tokens: 0, target_tokens: 0}",
-        f"# max_tokens: {TOKENS_PER_WORD} a word of your longest text, at most {MOST_TOKENS}." if own.kind != "choice"
+        f"# max_tokens: {TOKENS_PER_WORD} a word (or 4 bytes) of your longest text, at most {MOST_TOKENS}." if own.kind != "choice"
         else "# The choices of a row are ranked by their likelihood.",
         f"decoding: {{{decoding}}}",
         "loss: sample_mean",

@@ -22,6 +22,11 @@ STORED_ENDINGS = (".npz", ".h5")
 _STRIP = re.compile(r"(.+)\.\d+x1(\.\w+)$")  # clip.8x1.jpg says that it holds 8 frames
 
 
+def without_count(name: str) -> str:
+    """The name of a strip without the number of its frames: clip.8x1.jpg -> clip.jpg."""
+    return _STRIP.sub(r"\1\2", name)
+
+
 class _Listing(NamedTuple):
     files: dict[str, str]  # name under which a file is found -> its name
     folders: set[str]
@@ -193,4 +198,4 @@ class VideoIndex(FileIndex):
 
     def plain_name(self, name: str) -> str:
         """A strip's name without the number of its frames."""
-        return _STRIP.sub(r"\1\2", name)
+        return without_count(name)

@@ -17,6 +17,14 @@ def read_json(file: Path) -> Any:
     return _parse(_read_text(file), file, None)
 
 
+def decode_utf8(data: bytes, file: Path, advice: str = "convert the file") -> str:
+    """The text of `file`, whose bytes are `data`, without a byte order mark; DataError for another encoding."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"expected UTF-8, found other bytes at position {error.start}; {advice}", file=file) from None
+
+
 def read_json_list(file: Path) -> list[Record]:
     """Records of a JSON file that is one list of objects."""
     return records_of(read_json(file), file)
@@ -36,15 +44,12 @@ def read_json_lines(file: Path) -> list[Record]:
 
 def _read_text(file: Path) -> str:
     try:
-        return file.read_bytes().decode("utf-8-sig")
+        data = file.read_bytes()
     except FileNotFoundError:
         raise DataError("expected this file, found none; check `data.root`", file=file) from None
     except IsADirectoryError:
         raise DataError("expected a file, found a folder", file=file) from None
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"expected UTF-8, found other bytes at position {error.start}; convert the file", file=file
-        ) from None
+    return decode_utf8(data, file)
 
 
 def _parse(text: str, file: Path, place: str | None) -> Any:
