@@ -131,12 +131,15 @@ def run_predict(arguments: Sequence[str]) -> int:
     parser.add_argument("--task", required=True, help="the task whose prompt, decoding and adapters are used")
     parser.add_argument("--image", type=Path, action="append", default=[], help="picture file; twice for two pictures")
     parser.add_argument("--text", default="", help="question or statement")
-    args = parser.parse_args(arguments)
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="e.g. data.root=/data for a task of one's own"
+    )
+    args = parser.parse_intermixed_args(arguments)
     from mtvl.engine import start
     from mtvl.inspecting import predict_one
 
     start()
-    print(predict_one(args.checkpoint, args.task, args.image, args.text))
+    print(predict_one(args.checkpoint, args.task, args.image, args.text, args.overrides))
     return 0
 
 

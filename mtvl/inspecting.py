@@ -135,9 +135,14 @@ def _draw(pictures: list[Image.Image], example: Example, answer: str, path: Path
     return path
 
 
-def predict_one(checkpoint: Path, task_name: str, images: Sequence[Path], text: str) -> str:
-    """The model's answer for the given pictures and text, with the prompt, decoding and adapters of `task_name`."""
-    model, config, _ = load_export(checkpoint)
+def predict_one(
+    checkpoint: Path, task_name: str, images: Sequence[Path], text: str, overrides: Sequence[str] = ()
+) -> str:  # fmt: skip
+    """The model's answer for the given pictures and text, with the prompt, decoding and adapters of `task_name`.
+
+    `overrides` are laid over the recipe in the export, e.g. `data.root=FOLDER` where one's own task has moved.
+    """
+    model, config, _ = load_export(checkpoint, overrides)
     task = load_task(task_name, root=config.data.folder, family=model.backbone.family, evaluate=config.evaluate,
                      overlay=config.task.get(task_name))  # fmt: skip
     for path in images:
