@@ -375,6 +375,17 @@ def test_more_pictures_leave_the_old_ones_where_they_were(src: Path, tmp_path: P
     assert [len(other[s]) for s in SPLITS] == [20, 10, 10]
 
 
+def test_a_task_is_split_anew_when_a_split_would_be_empty(
+    src: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = prepare_pictures(src, tmp_path / "dst", "mine", range(20))
+    assert "split anew" not in capsys.readouterr().out
+    left = sorted(int(name[1:-4]) for name in before["train"])[:10]
+    after = prepare_pictures(src, tmp_path / "dst", "mine", left)
+    assert "note: mine is split anew" in capsys.readouterr().out
+    assert [len(after[s]) for s in SPLITS] == [8, 1, 1]
+
+
 def test_splits_that_contradict_another_task_are_refused(
     src: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
