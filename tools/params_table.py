@@ -16,7 +16,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from mtvl.backbones.clip_bart_config import bundled_folder
+from mtvl.backbones.clip_config import bundled_folder
 from mtvl.config import RunConfig
 from mtvl.model import make_plan
 
