@@ -10,7 +10,7 @@ import torch
 from mtvl.config import OptimConfig, RunConfig
 from mtvl.errors import CheckpointError, PlanError
 from mtvl.export import write_export
-from mtvl.model import Model, build_model, make_plan
+from mtvl.model import Model, build_model, make_backbone, make_plan
 from mtvl.optim import build_optimizer, parameter_groups
 from mtvl.types import Batch, Decoding
 
@@ -93,6 +93,15 @@ def test_merged_is_unmerged(petl: dict, tiny_config: MakeConfig, make_batch: Mak
     after = model.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(v, after[n]) for n, v in before.items())
     assert {n for n, p in model.named_parameters() if p.requires_grad} == set(model.train().trainable())
+
+
+def test_a_backbone_without_biases_is_refused_by_name(tiny_config: MakeConfig, backbone_name: str) -> None:
+    config = tiny_config({"name": "bitfit"})
+    if any(s.num_bias for s in make_backbone(config.backbone, meta=True).sites() if s.kind != "visual"):
+        assert make_plan(config).biases
+        return
+    with pytest.raises(PlanError, match="has no bias vectors; choose another 'petl.name'"):
+        make_plan(config)
 
 
 def test_layers_choose_where_a_method_works(petl: dict, tiny_config: MakeConfig, make_batch: MakeBatch) -> None:

@@ -243,17 +243,19 @@ def check_forward(case: Case, report: Report, model: Model, task: str, batch: Ba
 def check_gradients(
     case: Case, report: Report, model: Model, names: Mapping[str, str], task: str, batch: Batch
 ) -> None:
-    """Gradients before clipping, their norm, and which trainable parameters get none."""
-    if task not in case.facts["grad_tasks"]:
+    """Gradients before clipping, which trainable parameters get none, and their norm, which may be recorded alone."""
+    is_listed = task in case.facts["grad_tasks"]
+    if not is_listed and case.get(f"expect/{task}/grad_norm") is None:
         return
     model.zero_grad(set_to_none=True)
     model.set_task(batch.task)
     model(batch).backward()
     grads = {n: p.grad for n, p in model.trainable().items() if p.grad is not None}
-    expected = {names[name]: value for name, value in case.under(f"expect/{task}/grad/").items()}
-    report.tensors(f"{task}/grad", grads, expected, GRAD)
-    report.names(f"{task}/idle_trainable", model.trainable().keys() - grads.keys(),
-                 [names[name] for name in case.facts["idle_trainable"][task]])  # fmt: skip
+    if is_listed:
+        expected = {names[name]: value for name, value in case.under(f"expect/{task}/grad/").items()}
+        report.tensors(f"{task}/grad", grads, expected, GRAD)
+        report.names(f"{task}/idle_trainable", model.trainable().keys() - grads.keys(),
+                     [names[name] for name in case.facts["idle_trainable"][task]])  # fmt: skip
     norm = torch.nn.utils.get_total_norm(grads.values()).reshape(1)
     report.close(f"{task}/grad_norm", norm, recorded(case, f"expect/{task}/grad_norm").reshape(1), NORM)
     model.zero_grad(set_to_none=True)
