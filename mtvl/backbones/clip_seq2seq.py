@@ -157,7 +157,7 @@ class ClipSeq2Seq(nn.Module):
         inner = ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
         return {f"{core}{name}.weight" for name in inner} | {"lm_head.weight"}
 
-    def _tied(self) -> set[str]:
+    def tied_names(self) -> set[str]:
         """Further names, in this model, of a tensor that has a name already."""
         return {f"{self.text_name}.{name}" for name in self._tables()} - {name for name, _ in self.named_parameters()}
 
@@ -168,7 +168,7 @@ class ClipSeq2Seq(nn.Module):
         missing, unexpected = self.load_state_dict(state, strict=False)
         # A projection of features that the checkpoint was not pretrained with starts at random, as with public weights.
         fresh = {k for k in missing if k.startswith("visual.features.")}
-        absent = set(missing) - self._tied() - fresh - {f"{self.text_name}.{name}" for name in self.unsaved}
+        absent = set(missing) - self.tied_names() - fresh - {f"{self.text_name}.{name}" for name in self.unsaved}
         if absent or unexpected:
             raise CheckpointError(f"{folder}: missing {sorted(absent)[:3]}, unexpected {unexpected[:3]}")
 
