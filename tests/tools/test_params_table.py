@@ -101,7 +101,9 @@ def test_integers_of_clip_t5_and_of_the_larger_siblings(rows) -> None:
     # BART-large 406,291,456 and T5-large 737,668,096 as published; 200 and 72 added rows; the visual embedding
     width = 1024
     visual = {"bart": 2048 * width + 13 * width, "t5": 2048 * width + 11 * width}
-    large = {(r["backbone"], r["method"]): (r["trainable"], r["total"]) for r in rows if r["backbone"].endswith("large")}
+    large = {
+        (r["backbone"], r["method"]): (r["trainable"], r["total"]) for r in rows if r["backbone"].endswith("large")
+    }
     for family, plain, added, places, bottleneck, norms in (
         ("bart", 406_291_456, 200, 60, 128, 62 * 2 * width), ("t5", 737_668_096, 72, 120, 256, 122 * width),
     ):  # fmt: skip
