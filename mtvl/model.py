@@ -55,7 +55,9 @@ class Model(nn.Module):
         self.eval()
 
     def unmerge(self) -> None:
-        """Give the backbone its own parameters back, bit for bit."""
+        """Give the backbone its own parameters back, bit for bit; nothing happens to a model that is not merged."""
+        if not self.is_merged:
+            return
         unmerge_plan(self.backbone, self.plan)
         self.is_merged = False
 

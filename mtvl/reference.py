@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from mtvl.errors import CheckpointError
+from mtvl.model import Model
 from mtvl.reference_parts import ROOTS, Added, added_names, describe_added
 from mtvl.reference_parts import our_task as our_task
 from mtvl.reference_parts import reference_task as reference_task
@@ -42,21 +43,21 @@ _LAYER = re.compile(r"(?:model\.)?(encoder|decoder)\.(?:layers|block)\.(\d+)\.")
 # ---- names -------------------------------------------------------------------------------------------------------
 
 
-def _translate(name: str, tasks: Sequence[str], family: str) -> tuple[str, ...]:
-    """Reference names of one entry of our state dict; `tasks` are the plan's."""
+def _translate(name: str, tasks: Sequence[str], family: str, method: str) -> tuple[str, ...]:
+    """Reference names of one entry of our state dict; `tasks` and `method` are the plan's."""
     name, root = name.removeprefix("backbone."), ROOTS[family]
     for ours, visual in _VISUAL.items():
         if name.startswith(ours):
             return (root + visual + name.removeprefix(ours),)
     plain = name.removeprefix(f"{family}.")
-    if theirs := added_names(plain, tasks, root):
+    if theirs := added_names(plain, tasks, root, method):
         return theirs
     if plain == name or ".adapter." in plain:
         raise CheckpointError(f"the reference has no counterpart of {name}")
     return (plain,)
 
 
-def reference_names(model: Any, tasks: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def reference_names(model: Model, tasks: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Every reference name of every tensor of `model` (a CLIP-BART or CLIP-T5 with a plan for `tasks` applied), by our
     first name.
 
@@ -65,20 +66,21 @@ def reference_names(model: Any, tasks: Sequence[str]) -> dict[str, tuple[str, ..
     """
     family = str(model.backbone.family)
     tables = _TABLE_NAMES[family]
+    method = model.plan.method
     names: dict[str, tuple[str, ...]] = {}
     first: dict[int, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         ours = first.setdefault(id(parameter), name)
-        names[ours] = (*names.get(ours, ()), *_translate(name, tasks, family))
+        names[ours] = (*names.get(ours, ()), *_translate(name, tasks, family, method))
     for name in model.state_dict().keys() - {n for n, _ in model.named_parameters(remove_duplicate=False)}:
-        names[name] = _translate(name, tasks, family)
+        names[name] = _translate(name, tasks, family, method)
     for ours, theirs in names.items():
         if tables[0] in theirs:
             names[ours] = tuple(dict.fromkeys((*theirs, *tables)))
     return names
 
 
-def our_names(model: Any, tasks: Sequence[str]) -> dict[str, str]:
+def our_names(model: Model, tasks: Sequence[str]) -> dict[str, str]:
     """Our name by reference name: the inverse of `reference_names`."""
     return {theirs: ours for ours, names in reference_names(model, tasks).items() for theirs in names}
 
@@ -109,7 +111,7 @@ def expand_aliases(state: State, aliases: Aliases | None) -> dict[str, torch.Ten
 
 
 def map_reference_state(
-    state: State, model: Any, tasks: Sequence[str], aliases: Aliases | None = None
+    state: State, model: Model, tasks: Sequence[str], aliases: Aliases | None = None
 ) -> dict[str, torch.Tensor]:
     """Our state (names as in `reference_names`) from a reference state; pure.
 
@@ -145,14 +147,14 @@ def map_reference_state(
 
 
 @torch.no_grad()
-def load_reference(model: Any, tasks: Sequence[str], state: State, aliases: Aliases | None = None) -> None:
+def load_reference(model: Model, tasks: Sequence[str], state: State, aliases: Aliases | None = None) -> None:
     """Copy a reference state into `model`, in place; errors as in `map_reference_state`, and then nothing is changed."""
     own = model.state_dict()
     for name, value in map_reference_state(state, model, tasks, aliases).items():
         own[name].copy_(value)
 
 
-def reference_state(model: Any, tasks: Sequence[str]) -> dict[str, torch.Tensor]:
+def reference_state(model: Model, tasks: Sequence[str]) -> dict[str, torch.Tensor]:
     """The complete reference state of `model`, under all names; tied names share one tensor."""
     own = model.state_dict()
     return {name: own[ours] for ours, names in reference_names(model, tasks).items() for name in names}

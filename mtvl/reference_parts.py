@@ -84,26 +84,27 @@ def _generator(match: re.Match[str], task: str) -> list[str]:
 
 _LAYER = r"(?P<layer>(?P<stack>encoder|decoder)\.(?:layers\.\d+|block\.\d+\.layer\.\d))"
 _NET = r"common\.adapter\.(?P<stack>encoder|decoder)\.net\.(?P<owner>shared)"
-_ADDED: tuple[tuple[re.Pattern[str], Callable[[re.Match[str], str], list[str]]], ...] = tuple(
-    (re.compile(pattern), names)
-    for pattern, names in (
-        (_LAYER + r"\.(?P<place>\w+_attn\.out_proj|fc2|\w+Attention\.o|DenseReluDense\.wo)\.adapter\.(?P<half>down|up)\.(?P<owner>[^.]+)\.(?P<leaf>\w+)", _sampler),
-        (r"(?P<site>.+\.[qkv]_proj)\.adapter\.(?P<half>down|up)\.(?P<owner>[^.]+)\.weight", _low_rank),
-        (r"encoder\.adapter\.prompt\.(?P<owner>[^.]+)\.(?P<layer>table|hidden|out)\.(?P<leaf>\w+)", _prompt),
-        (r"common\.adapter\.tasks\.vector\.(?P<owner>[^.]+)\.weight", _task_vector),
-        (_NET + r"\.(?P<layer>layers|hidden|out|LayerNorm)\.(?P<leaf>\w+)", _network),
-        (_NET + r"\.blocks\.(?P<block>\w+)\.(?P<half>down|up)_(?P<what>weight|bias)\.(?P<leaf>\w+)", _generator),
+_ADAPTERS = ("adapter", "adapter_prompt", "compacter")  # LoRA at the same places has no names in the reference
+_ADDED: tuple[tuple[tuple[str, ...], re.Pattern[str], Callable[[re.Match[str], str], list[str]]], ...] = tuple(
+    (methods, re.compile(pattern), names)
+    for methods, pattern, names in (
+        (_ADAPTERS, _LAYER + r"\.(?P<place>\w+_attn\.out_proj|fc2|\w+Attention\.o|DenseReluDense\.wo)\.adapter\.(?P<half>down|up)\.(?P<owner>[^.]+)\.(?P<leaf>\w+)", _sampler),
+        (("lora",), r"(?P<site>.+\.[qkv]_proj)\.adapter\.(?P<half>down|up)\.(?P<owner>[^.]+)\.weight", _low_rank),
+        (("prompt", "adapter_prompt"), r"encoder\.adapter\.prompt\.(?P<owner>[^.]+)\.(?P<layer>table|hidden|out)\.(?P<leaf>\w+)", _prompt),
+        (("hyperformer",), r"common\.adapter\.tasks\.vector\.(?P<owner>[^.]+)\.weight", _task_vector),
+        (("hyperformer",), _NET + r"\.(?P<layer>layers|hidden|out|LayerNorm)\.(?P<leaf>\w+)", _network),
+        (("hyperformer",), _NET + r"\.blocks\.(?P<block>\w+)\.(?P<half>down|up)_(?P<what>weight|bias)\.(?P<leaf>\w+)", _generator),
     )
 )  # fmt: skip
 
 
-def added_names(name: str, tasks: Sequence[str], root: str) -> tuple[str, ...]:
-    """Reference names of a parameter that a method added, () when it has none there.
+def added_names(name: str, tasks: Sequence[str], root: str, method: str) -> tuple[str, ...]:
+    """Reference names of a parameter that `method` added, () when it has none there.
 
     `name` is ours without `backbone.` and the language model's name, `root` the family's of ROOTS.
     """
-    for pattern, names in _ADDED:
-        if match := pattern.fullmatch(name.removeprefix(root)):
+    for methods, pattern, names in _ADDED:
+        if method in methods and (match := pattern.fullmatch(name.removeprefix(root))):
             owners = tasks if match["owner"] == SHARED else (match["owner"],)
             return tuple(dict.fromkeys(root + n for task in owners for n in names(match, reference_task(task))))
     return ()

@@ -204,7 +204,8 @@ def identity_of(config: RunConfig, run: Run, schedule: Schedule, examples: dict[
             digest.update(repr((row.uid, row.segments, row.visual.images, row.targets, *video)).encode())
     return {
         "base": run.base, "tower": run.workspace.tower_fingerprint, "plan": run.model.plan.fingerprint(),
-        "backbone": json.dumps(config.backbone, sort_keys=True), "tasks": ",".join(config.tasks),
+        "backbone": json.dumps(config.backbone, sort_keys=True), "petl": json.dumps(config.petl, sort_keys=True),
+        "tasks": ",".join(config.tasks),
         "seed": str(config.seed), "number of examples": json.dumps(schedule.sizes), "examples": digest.hexdigest()[:16],
         "mixture": json.dumps(to_plain(config.mixture)), "schedule": schedule.fingerprint,
         "train.global_batch": str(config.train.global_batch), "train.steps": str(config.train.steps),

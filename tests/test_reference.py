@@ -145,6 +145,13 @@ def test_what_the_reference_lacks_has_no_name_there(tiny_config) -> None:
         reference_names(build_model(tiny_config({"name": "lora"}, tasks=TASKS, backbone="clip_t5")), TASKS)
 
 
+@pytest.mark.parametrize("place", ["self_attn.out", "cross_attn.out", "ffn.down"])
+def test_low_rank_changes_at_the_adapters_places_have_no_names(place, tiny_config) -> None:
+    model = build_model(tiny_config({"name": "lora", "rank": 3, "places": [place]}, tasks=TASKS))
+    with pytest.raises(CheckpointError, match="no counterpart of"):
+        reference_state(model, TASKS)
+
+
 def test_aliases_stand_for_the_names_that_are_left_out(make) -> None:
     source, target = make("all", 1), make("all", 2)
     names = reference_names(source, TASKS)

@@ -10,7 +10,7 @@ from torch import nn
 from mtvl.errors import ConfigError, PlanError
 from mtvl.petl.plan import Injection, Part, Plan
 from mtvl.petl.select import MethodConfig, at_kinds, in_layers, layers_option, of_kinds
-from mtvl.petl.share import ActiveTask, TaskBank, parts_over_tasks
+from mtvl.petl.share import ActiveTask, bank_of, parts_over_tasks
 from mtvl.sites import Site
 
 PLACES = ("self_attn.out", "cross_attn.out", "ffn.down")
@@ -100,7 +100,5 @@ class Adapter:
                 nn.init.normal_(layer.weight, std=0.02)
             return layer
 
-        def bank(name: str) -> TaskBank:
-            return TaskBank([p for p in injection.parts if p.name == name], active, linear)
-
-        return Bottleneck(bank("down"), bank("up"))
+        down, up = (bank_of(injection.parts, name, active, linear) for name in ("down", "up"))
+        return Bottleneck(down, up)

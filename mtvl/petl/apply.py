@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from mtvl.errors import PlanError
-from mtvl.petl.plan import COMMON, SHARED, Common, Injection, Part, Plan
-from mtvl.petl.share import ActiveTask, TaskBank
+from mtvl.petl.plan import COMMON, SHARED, Common, Injection, Plan
+from mtvl.petl.share import ActiveTask, TaskBank, bank_of
 from mtvl.sites import Site
 
 
@@ -66,6 +67,9 @@ class AdaptedLinear(nn.Linear):
     def unmerge(self) -> None:
         """Undo `merge` exactly."""
         if self._unmerged is not None:
+            for kept in self._unmerged:
+                if kept is not None:  # the module may have been moved meanwhile, and they were not among its parameters
+                    kept.data = kept.data.to(self.weight.device, self.weight.dtype)
             self.weight, self.bias = self._unmerged  # type: ignore[assignment]
             self._unmerged = None
 
@@ -106,13 +110,11 @@ def apply_plan(backbone: nn.Module, plan: Plan, method: Any, seed: int) -> Activ
 def _place_common(backbone: nn.Module, plan: Plan, method: Any, active: ActiveTask) -> dict[str, dict[str, TaskBank]]:
     """The modules that several sites use, by name and part; they stand at COMMON in the backbone."""
 
-    def bank(common: Common, name: str) -> TaskBank:
-        def make(part: Part) -> nn.Module:
-            return method.build_common(common, part)
+    def banks_of(common: Common) -> dict[str, TaskBank]:
+        make = partial(method.build_common, common)
+        return {name: bank_of(common.parts, name, active, make) for name in dict.fromkeys(p.name for p in common.parts)}
 
-        return TaskBank([p for p in common.parts if p.name == name], active, make)
-
-    found = {c.name: {name: bank(c, name) for name in dict.fromkeys(p.name for p in c.parts)} for c in plan.common}
+    found = {common.name: banks_of(common) for common in plan.common}
     if found:
         parent, name = COMMON.split(".")
         if hasattr(backbone, parent):
@@ -155,13 +157,22 @@ def check_plan(backbone: nn.Module, plan: Plan) -> None:
 
 
 def merge_plan(backbone: nn.Module, plan: Plan) -> None:
-    """Fold the active task's adapters into the base parameters; PlanError when the method's cannot be folded."""
+    """Fold the active task's adapters into the base parameters.
+
+    Raises PlanError, and changes nothing, when the method's cannot be folded or weights are partitioned (ZeRO-3).
+    """
     sites = [backbone.get_submodule(i.site.path) for i in plan.injections]
     if stuck := [i.site.path for i, s in zip(plan.injections, sites, strict=True) if not _can_merge(s)]:
         raise PlanError(
             f"adapters of the method {plan.method!r} cannot be merged into the backbone: they are no change of a linear "
             f"map's own parameters, e.g. at {stuck[0]}"
         )
+    for injection, site in zip(plan.injections, sites, strict=True):
+        if any(p.numel() == 0 for p in site.parameters()):
+            raise PlanError(
+                f"expected whole weights to merge, found partitioned ones at {injection.site.path}; load the export into a "
+                "model of its own and merge that"
+            )
     for site in sites:
         site.merge()  # type: ignore[operator]  # checked above
 

@@ -12,7 +12,7 @@ from mtvl.errors import ConfigError, PlanError
 from mtvl.petl.adapter import PLACES, Bottleneck, bottleneck_width, check_widths
 from mtvl.petl.plan import Common, Injection, Part, Plan
 from mtvl.petl.select import MethodConfig, at_kinds, in_layers, layers_option, of_kinds
-from mtvl.petl.share import ActiveTask, Shapes, TaskBank, parts_over_tasks
+from mtvl.petl.share import ActiveTask, Shapes, TaskBank, bank_of, parts_over_tasks
 from mtvl.sites import Site
 
 
@@ -73,8 +73,8 @@ class Compacter:
     a rule for each projection.
 
     Differences: the up-projection's right factors start at zero, so that training starts from the frozen backbone, and
-    the rules start at N(0, 1/k), so that it gets gradients of a useful size. With `paper_compat` all right factors start
-    Glorot-uniform with gain sqrt(2) and the rules at N(0, 0.01).
+    the rules start with standard deviation k**-0.5 around 0, so that it gets gradients of a useful size. With `paper_compat` all right factors start
+    Glorot-uniform with gain sqrt(2) and the rules with standard deviation 0.01.
     """
 
     Config = CompacterConfig
@@ -139,7 +139,5 @@ class Compacter:
                         nn.init.xavier_uniform_(factor, gain=2**0.5)
             return layer
 
-        def bank(name: str) -> TaskBank:
-            return TaskBank([p for p in injection.parts if p.name == name], active, phm)
-
-        return Bottleneck(bank("down"), bank("up"))
+        down, up = (bank_of(injection.parts, name, active, phm) for name in ("down", "up"))
+        return Bottleneck(down, up)

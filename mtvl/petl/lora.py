@@ -10,7 +10,7 @@ from torch import nn
 from mtvl.errors import ConfigError
 from mtvl.petl.plan import Injection, Part, Plan
 from mtvl.petl.select import MethodConfig, at_kinds, in_layers, layers_option, of_kinds, with_bias
-from mtvl.petl.share import ActiveTask, TaskBank, parts_over_tasks
+from mtvl.petl.share import ActiveTask, TaskBank, bank_of, parts_over_tasks
 from mtvl.sites import LINEAR_KINDS, Site
 
 QUERY_AND_VALUE = ("self_attn.q", "self_attn.v", "cross_attn.q", "cross_attn.v")
@@ -77,7 +77,9 @@ class Lora:
             chosen, norms=config.train_norms, visual=config.train_visual, paper_compat=self.paper_compat
         )
         biases = with_bias(s for s in chosen if s not in unfrozen) if config.train_biases else ()
-        options = (("rank", config.rank), ("share", config.share), *layers_option(config.layers))
+        # alpha decides no shape, but with another one the same weights are another model
+        scale = ("alpha", float(config.alpha))
+        options = (("rank", config.rank), scale, ("share", config.share), *layers_option(config.layers))
         return Plan("lora", options, tasks, tuple(sites), tuple(injections), unfrozen, biases)
 
     def build(self, injection: Injection, active: ActiveTask) -> nn.Module:
@@ -90,7 +92,5 @@ class Lora:
                 nn.init.zeros_(layer.weight)
             return layer
 
-        def bank(name: str) -> TaskBank:
-            return TaskBank([p for p in injection.parts if p.name == name], active, linear)
-
-        return LowRank(bank("down"), bank("up"), self.config.alpha / self.config.rank, self.config.dropout)
+        down, up = (bank_of(injection.parts, name, active, linear) for name in ("down", "up"))
+        return LowRank(down, up, self.config.alpha / self.config.rank, self.config.dropout)

@@ -8,11 +8,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
+from torch import nn
+
 from mtvl.errors import PlanError
 from mtvl.sites import Site
 
 SHARED = "shared"  # name of the one module that serves all tasks
 COMMON = "common.adapter"  # where in a backbone the modules stand that several sites use
+
+
+def is_attribute(name: str) -> bool:
+    """True for what a bank of modules by owner (`TaskBank`) has as an attribute of its own: items, type, train, ..."""
+    return name in ("current", "_active", "_shared") or hasattr(nn.ModuleDict(), name)
+
+
+def is_taken(name: str) -> bool:
+    """True for a name that no task with parts of its own can have."""
+    return name == SHARED or is_attribute(name)
+
+
+def check_owner(name: str) -> None:
+    """PlanError when `name` owns parts and cannot: they are kept in modules that have an attribute of that name."""
+    if is_attribute(name):
+        raise PlanError(
+            f"{name!r} cannot name a task with adapters of its own: modules have an attribute of that name; rename the "
+            "task, or share its adapters (petl.share=all)"
+        )
 
 
 @dataclass(frozen=True)
@@ -93,6 +114,8 @@ class Plan:
         for name in self.tasks:
             if name == SHARED or "." in name or not name:
                 raise PlanError(f"{name!r} cannot name a task: it is reserved or contains a dot")
+        for owner in {p.owner for holder in self._holders() for p in holder.parts}:
+            check_owner(owner)
         for injection in self.injections:
             if not (injection.site.is_linear or injection.site.is_hook):
                 raise PlanError(f"{injection.site.path} is a {injection.site.kind} site and cannot hold an adapter")

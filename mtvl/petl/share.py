@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from mtvl.errors import ConfigError, PlanError, near_names
-from mtvl.petl.plan import SHARED, Part
+from mtvl.petl.plan import SHARED, Part, check_owner
 
 SHARES = ("all", "up", "down", "none")
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
@@ -80,6 +80,8 @@ class TaskBank(nn.ModuleDict):
     """The modules of one part by owner; calling it runs the shared one or the active task's."""
 
     def __init__(self, parts: Sequence[Part], active: ActiveTask, make: Callable[[Part], nn.Module]) -> None:
+        for part in parts:
+            check_owner(part.owner)
         super().__init__({p.owner: make(p) for p in parts})
         self._active = [active]  # in a list: not a submodule, not copied into state
         self._shared = SHARED in self
@@ -94,3 +96,10 @@ class TaskBank(nn.ModuleDict):
     def forward(self, x):  # type: ignore[no-untyped-def]
         """Run the current module."""
         return self.current()(x)
+
+
+def bank_of(
+    parts: Sequence[Part], name: str, active: ActiveTask, make: Callable[[Part], nn.Module]
+) -> TaskBank:  # fmt: skip
+    """The bank of those of `parts` that are called `name`."""
+    return TaskBank([part for part in parts if part.name == name], active, make)

@@ -15,7 +15,8 @@ KINDS = ("grid", "frame")  # in the order of their projections
 def visual_kinds(names: Sequence[str], *folders: Path) -> tuple[str, ...]:
     """ "grid" for tasks on pictures, "frame" for tasks whose file has a section `video`; in a fixed order.
 
-    Files are looked for in `folders`, the first one first. A name without a file counts as a task on pictures: loading it gives the clear error.
+    Files are looked for in `folders`, the first one first. A name without a file counts as a task on pictures: loading it
+    gives the clear error.
     """
     found = set()
     for name in names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -17,6 +18,8 @@ from mtvl.types import Batch, Decoding
 # Methods whose added parts are changes of linear maps, and can be folded into them.
 MERGEABLE = {"lora", "ia3"}
 MERGED = 1e-10  # float64 logits up to 8 in size; measured worst case: 3.3e-15
+
+BEAM_SCORE = 1e-6  # float64 but for the sums of the search; scores down to -2.1; measured worst case: 1.5e-7
 
 MakeConfig = Callable[..., RunConfig]
 MakeBatch = Callable[..., Batch]
@@ -104,6 +107,38 @@ def test_a_backbone_without_biases_is_refused_by_name(tiny_config: MakeConfig, b
         make_plan(config)
 
 
+def test_unmerging_a_model_that_is_not_merged_does_nothing(petl: dict, tiny_config: MakeConfig) -> None:
+    model = build_model(tiny_config(petl))
+    before = {n: id(p) for n, p in model.named_parameters()}
+    model.unmerge()
+    assert not model.is_merged and {n: id(p) for n, p in model.named_parameters()} == before
+
+
+@pytest.mark.parametrize("name", sorted(MERGEABLE))
+def test_a_merged_model_is_moved_with_what_it_was_made_of(name: str, tiny_config: MakeConfig) -> None:
+    model = randomise(build_model(tiny_config({"name": name})))
+    before = dict(model.named_parameters())
+    values = {n: p.detach().clone() for n, p in before.items()}
+    model.merge("vqa")
+    model.double()
+    model.unmerge()
+    after = dict(model.named_parameters())
+    assert {n: id(p) for n, p in after.items()} == {n: id(p) for n, p in before.items()}
+    assert {p.dtype for p in after.values()} == {torch.float64}
+    assert all(torch.equal(p, values[n].double()) for n, p in after.items())
+
+
+@pytest.mark.parametrize("name", sorted(MERGEABLE))
+def test_partitioned_weights_are_not_merged(name: str, tiny_config: MakeConfig) -> None:
+    model = build_model(tiny_config({"name": name}))
+    site = model.backbone.get_submodule(model.plan.injections[-1].site.path)
+    site.weight.data = torch.empty(0)  # what ZeRO-3 leaves on a rank
+    with pytest.raises(PlanError, match="expected whole weights to merge, found partitioned ones at"):
+        model.merge("vqa")
+    first = model.backbone.get_submodule(model.plan.injections[0].site.path)
+    assert not model.is_merged and first._unmerged is None
+
+
 def test_layers_choose_where_a_method_works(petl: dict, tiny_config: MakeConfig, make_batch: MakeBatch) -> None:
     config, chosen = tiny_config({**petl, "layers": "last:1"}), 1  # of two layers a stack
     plan, whole = make_plan(config), make_plan(tiny_config(petl))
@@ -117,6 +152,27 @@ def test_layers_choose_where_a_method_works(petl: dict, tiny_config: MakeConfig,
     model = build_model(config).train()
     model.set_task("vqa")
     assert torch.isfinite(model(make_batch("vqa")))
+
+
+def test_beam_scores_are_those_of_the_teacher_forced_model(
+    petl: dict, tiny_config: MakeConfig, make_batch: MakeBatch, tiny_backbones: dict, backbone_name: str
+) -> None:
+    """What a beam search returns has the log-likelihood that the same model gives to it as a target.
+
+    The last position of a search is always EOS and costs nothing; the score's length counts the start and not EOS.
+    """
+    model, batch = randomise(build_model(tiny_config(petl))).double().eval(), make_batch("gqa")
+    batch = dataclasses.replace(batch, features=batch.features.double())
+    model.set_task("gqa")
+    tiny, longest = tiny_backbones[backbone_name], 8
+    with torch.no_grad():
+        ids, scores = model.backbone.generate(model.backbone.encode(batch), Decoding(num_beams=5, max_tokens=longest))
+        forced = model.backbone.decode(model.backbone.encode(batch), ids[:, 1:]).log_softmax(-1)
+    for row in range(len(ids)):
+        length = ids[row].tolist().index(tiny.eos_id, 1)  # tokens before EOS, the start among them
+        paid = length if length < longest - 1 else length - 1
+        total = sum(float(forced[row, i, ids[row, i + 1]]) for i in range(paid))
+        assert abs(total / length - float(scores[row])) < BEAM_SCORE
 
 
 def test_greedy_decoding_follows_the_teacher_forced_model(

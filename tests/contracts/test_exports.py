@@ -123,3 +123,11 @@ def test_missing_trained_tensors_are_not_written(tiny_config: MakeConfig, tmp_pa
     with pytest.raises(CheckpointError, match="trained tensors are missing"):
         write_export(tmp_path, model, config, state=state)
     assert not list(tmp_path.iterdir())
+
+
+def test_another_alpha_is_refused(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    config = tiny_config({"name": "lora", "rank": 4})
+    write_export(tmp_path, build_model(config), config)
+    assert load_export(tmp_path, ["petl.alpha=32"])[1].petl["alpha"] == 32
+    with pytest.raises(CheckpointError, match="its plan is .*, this recipe makes"):
+        load_export(tmp_path, ["petl.alpha=64"])

@@ -21,6 +21,9 @@ from mtvl.types import Batch, Decoding
 STARTS_ELSEWHERE_IN_THE_PAPER = {"adapter", "adapter_prompt", "compacter", "hyperformer"}
 # Methods that cannot start as the frozen backbone: what they add to the input or to attention is always attended to.
 STARTS_NEARBY = {"prompt", "adapter_prompt", "prefix"}
+# Mean difference of logits; measured worst case: 0.94 (prefix). Another random backbone is 1.27 away, a prefix that starts
+# at standard deviation 1 is 1.13 away.
+NEARBY = 1.05
 STARTS_WITHOUT_CHANCE = {"ia3"}  # all that it adds starts at one value, whatever the seed
 
 MakeConfig = Callable[..., RunConfig]
@@ -56,7 +59,7 @@ def test_training_starts_from_the_frozen_backbone(petl: dict, tiny_config: MakeC
         batch = make_batch(config.tasks[0])
         model.eval().set_task(batch.task)
         difference = model.logits(batch) - plain.eval().decode(plain.encode(batch), batch.target_ids)
-        assert 0 < difference.abs().max() < 20
+        assert 0 < difference.abs().mean() < NEARBY
         return
     for task in config.tasks:
         batch = make_batch(task)

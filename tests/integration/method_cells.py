@@ -29,6 +29,7 @@ ROWS = 4
 METHODS: dict[str, dict[str, Any]] = {
     "hyperformer": {"name": "hyperformer", "bottleneck": 4, "task_width": 6, "hidden": 5, "code": 3},
     "compacter": {"name": "compacter", "division": 4, "rank": 1, "share_rule": True, "bottleneck": 8, "share": "none"},
+    "default_compacter": {"name": "compacter", "bottleneck": 8, "share": "none"},
     "prompt": {"name": "prompt", "length": 3, "width": 7, "share": "none"},
     "prefix": {"name": "prefix", "length": 3, "share": "none"},
     "lora": {"name": "lora", "rank": 3, "dropout": 0.0, "share": "down"},

@@ -205,3 +205,9 @@ def test_a_plan_counts_common_modules_and_biases_once() -> None:
     assert "net: a (weight 2x3) [shared] + b (weight 5) [vqa]" in plan.table() and "the site's bias" in plan.table()
     with pytest.raises(PlanError, match="n is trained as a whole"):
         Plan("m", (), ("vqa",), (norm,), (), (norm,), (norm,))
+
+
+def test_alpha_is_in_the_fingerprint_of_a_lora(tiny_config: MakeConfig) -> None:
+    """It decides no shape: without it a run would go on, or be evaluated, with another scale."""
+    usual, same, other = (make_plan(tiny_config({"name": "lora", "alpha": alpha})) for alpha in (32, 32.0, 64))
+    assert usual.fingerprint() == same.fingerprint() != other.fingerprint()

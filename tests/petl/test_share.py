@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 
+from mtvl.config import RunConfig
 from mtvl.errors import ConfigError, PlanError
-from mtvl.petl.plan import SHARED, Part
+from mtvl.model import make_plan
+from mtvl.petl.plan import SHARED, Part, is_taken
 from mtvl.petl.share import ActiveTask, TaskBank, parts_over_tasks
 
 TASKS = ("vqa", "gqa")
@@ -58,6 +62,26 @@ def test_the_bank_runs_the_active_tasks_module() -> None:
         active.set(unknown)
         with pytest.raises(PlanError, match=f"no adapter for task '{unknown}'; this model has vqa, gqa"):
             bank(one)
+
+
+@pytest.mark.parametrize("share", ["all", "none"])
+def test_tasks_called_like_an_attribute_are_refused_by_the_plan(
+    share: str, tiny_config: Callable[..., RunConfig]
+) -> None:
+    """A bank keeps its modules as attributes; whatever it has of its own cannot be an owner."""
+    bank = bank_of("none", ActiveTask(TASKS))
+    for name in ("items", "values", "type", "train", "half"):
+        config = tiny_config({"name": "adapter", "share": share}, tasks=("vqa", name))
+        if share == "all":
+            assert make_plan(config).tasks == ("vqa", name)
+            continue
+        with pytest.raises(PlanError, match=f"'{name}' cannot name a task with adapters of its own"):
+            make_plan(config)
+    for name in {*dir(bank), *vars(bank)} - set(TASKS):
+        assert is_taken(name)
+        with pytest.raises(PlanError, match="cannot name a task"):
+            TaskBank([Part("down", name, ())], ActiveTask(TASKS), lambda _: nn.Identity())
+    assert not is_taken("vqa") and is_taken(SHARED)
 
 
 def test_a_shared_module_serves_any_task() -> None:
