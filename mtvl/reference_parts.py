@@ -30,12 +30,18 @@ def reference_task(name: str) -> str:
 
 # ---- names -------------------------------------------------------------------------------------------------------
 
+ROOTS = {"bart": "model.", "t5": ""}  # what stands before `encoder` and `decoder` in a family's names
 _PLACES = {
     ("encoder", "self_attn.out_proj"): "attn_adapter",
     ("decoder", "self_attn.out_proj"): "self_attn_adapter",
     ("decoder", "encoder_attn.out_proj"): "enc_attn_adapter",
     ("encoder", "fc2"): "ff_adapter",
     ("decoder", "fc2"): "ff_adapter",
+    ("encoder", "SelfAttention.o"): "attn_adapter",
+    ("decoder", "SelfAttention.o"): "attn_adapter",
+    ("decoder", "EncDecAttention.o"): "enc_attn_adapter",
+    ("encoder", "DenseReluDense.wo"): "ff_adapter",
+    ("decoder", "DenseReluDense.wo"): "ff_adapter",
 }
 _PHM_LEAVES = {"rule": "phm_rule", "left": "W_left", "right": "W_right"}  # all other leaves are called as ours
 _LOW_RANK = {"down": "lora_As", "up": "lora_Bs"}
@@ -59,32 +65,32 @@ def _low_rank(match: re.Match[str], task: str) -> list[str]:
 
 def _prompt(match: re.Match[str], task: str) -> list[str]:
     layer = f"{_PROMPT_LAYERS[match['layer']]}.{match['leaf']}"
-    return [f"model.encoder.prompt_modules.prompts.{task}.prefix_embedding.{layer}"]
+    return [f"encoder.prompt_modules.prompts.{task}.prefix_embedding.{layer}"]
 
 
 def _task_vector(match: re.Match[str], task: str) -> list[str]:
     owners = ("shared_task_embed", "encoder.task_embed", "decoder.task_embed")
-    return [f"model.{owner}.task_to_embeddings.{task}" for owner in owners]
+    return [f"{owner}.task_to_embeddings.{task}" for owner in owners]
 
 
 def _network(match: re.Match[str], task: str) -> list[str]:
-    return [f"model.{match['stack']}.adapter_layers_hyper_net.{_NETWORK[match['layer']]}.{match['leaf']}"]
+    return [f"{match['stack']}.adapter_layers_hyper_net.{_NETWORK[match['layer']]}.{match['leaf']}"]
 
 
 def _generator(match: re.Match[str], task: str) -> list[str]:
     sampler = f"{_BLOCKS[match['block']]}_{match['half']}_sampler_hyper_net"
-    return [f"model.{match['stack']}.adapter_layers_hyper_net.{sampler}.{match['what']}_generator.0.{match['leaf']}"]
+    return [f"{match['stack']}.adapter_layers_hyper_net.{sampler}.{match['what']}_generator.0.{match['leaf']}"]
 
 
-_LAYER = r"(?P<layer>model\.(?P<stack>encoder|decoder)\.layers\.\d+)"
+_LAYER = r"(?P<layer>(?P<stack>encoder|decoder)\.(?:layers\.\d+|block\.\d+\.layer\.\d))"
 _NET = r"common\.adapter\.(?P<stack>encoder|decoder)\.net\.(?P<owner>shared)"
 _ADAPTERS = ("adapter", "adapter_prompt", "compacter")  # LoRA at the same places has no names in the reference
 _ADDED: tuple[tuple[tuple[str, ...], re.Pattern[str], Callable[[re.Match[str], str], list[str]]], ...] = tuple(
     (methods, re.compile(pattern), names)
     for methods, pattern, names in (
-        (_ADAPTERS, _LAYER + r"\.(?P<place>\w+_attn\.out_proj|fc2)\.adapter\.(?P<half>down|up)\.(?P<owner>[^.]+)\.(?P<leaf>\w+)", _sampler),
+        (_ADAPTERS, _LAYER + r"\.(?P<place>\w+_attn\.out_proj|fc2|\w+Attention\.o|DenseReluDense\.wo)\.adapter\.(?P<half>down|up)\.(?P<owner>[^.]+)\.(?P<leaf>\w+)", _sampler),
         (("lora",), r"(?P<site>.+\.[qkv]_proj)\.adapter\.(?P<half>down|up)\.(?P<owner>[^.]+)\.weight", _low_rank),
-        (("prompt", "adapter_prompt"), r"model\.encoder\.adapter\.prompt\.(?P<owner>[^.]+)\.(?P<layer>table|hidden|out)\.(?P<leaf>\w+)", _prompt),
+        (("prompt", "adapter_prompt"), r"encoder\.adapter\.prompt\.(?P<owner>[^.]+)\.(?P<layer>table|hidden|out)\.(?P<leaf>\w+)", _prompt),
         (("hyperformer",), r"common\.adapter\.tasks\.vector\.(?P<owner>[^.]+)\.weight", _task_vector),
         (("hyperformer",), _NET + r"\.(?P<layer>layers|hidden|out|LayerNorm)\.(?P<leaf>\w+)", _network),
         (("hyperformer",), _NET + r"\.blocks\.(?P<block>\w+)\.(?P<half>down|up)_(?P<what>weight|bias)\.(?P<leaf>\w+)", _generator),
@@ -92,12 +98,15 @@ _ADDED: tuple[tuple[tuple[str, ...], re.Pattern[str], Callable[[re.Match[str], s
 )  # fmt: skip
 
 
-def added_names(name: str, tasks: Sequence[str], method: str) -> tuple[str, ...]:
-    """Reference names of a parameter that `method` added (ours without `backbone.bart.`); () when it has none there."""
+def added_names(name: str, tasks: Sequence[str], root: str, method: str) -> tuple[str, ...]:
+    """Reference names of a parameter that `method` added, () when it has none there.
+
+    `name` is ours without `backbone.` and the language model's name, `root` the family's of ROOTS.
+    """
     for methods, pattern, names in _ADDED:
-        if method in methods and (match := pattern.fullmatch(name)):
+        if method in methods and (match := pattern.fullmatch(name.removeprefix(root))):
             owners = tasks if match["owner"] == SHARED else (match["owner"],)
-            return tuple(dict.fromkeys(n for task in owners for n in names(match, reference_task(task))))
+            return tuple(dict.fromkeys(root + n for task in owners for n in names(match, reference_task(task))))
     return ()
 
 
@@ -119,7 +128,7 @@ _OWNED = {
     ),
     "lora": re.compile(r"(?P<site>.+_proj)\.lora_(?P<half>As|Bs)\.(?P<task>[^.]+)(?P<leaf>)"),
     "prompt": re.compile(r"(?P<site>.+)\.prompts\.(?P<task>[^.]+)\.(?P<half>prefix_embedding)\.(?P<leaf>.+)"),
-    "hyperformer": re.compile(r"(?P<site>model\.shared_task_embed)\.(?P<half>\w+)\.(?P<task>[^.]+)(?P<leaf>)"),
+    "hyperformer": re.compile(r"(?P<site>(?:model\.)?shared_task_embed)\.(?P<half>\w+)\.(?P<task>[^.]+)(?P<leaf>)"),
 }
 _HALVES = {"down": ("down", "As", "prefix_embedding"), "up": ("up", "Bs", "prefix_embedding")}
 _SHARES = {(True, True): "all", (True, False): "down", (False, True): "up", (False, False): "none"}
@@ -146,7 +155,8 @@ def describe_added(full: State) -> Added:
     method, owned = next(iter(found.items()))
     tasks = tuple(dict.fromkeys(our_task(task) for owners in owned.values() for task in owners))
     if method == "hyperformer":
-        return Added(method, _hyperformer(full), tasks)
+        site = next(iter(owned))[0]
+        return Added(method, _hyperformer(full, site.removesuffix("shared_task_embed")), tasks)
     leaves = {leaf: value for (_, _, leaf), owners in owned.items() for value in list(owners.values())[:1]}
     options: dict[str, Any] = {"share": _share(owned)}
     if method == "adapter":
@@ -183,8 +193,8 @@ def _width(owned: Owned) -> int:
     return widths.pop()
 
 
-def _hyperformer(full: State) -> dict[str, Any]:
-    net = "model.encoder.adapter_layers_hyper_net"
+def _hyperformer(full: State, root: str) -> dict[str, Any]:
+    net = f"{root}encoder.adapter_layers_hyper_net"
     keys = {
         "task_width": f"{net}.layer_id_embeddings.weight", "hidden": f"{net}.task_hypernet.task_embeding_generator.0.weight",
         "code": f"{net}.task_hypernet.task_embeding_generator.2.weight",

@@ -22,6 +22,7 @@ class Site:
     `path` is the module path inside the backbone; `stack` is "encoder", "decoder" or "visual"; `layer` counts from 0
     (-1: outside the layers). `d_in`/`d_out` are the widths of a linear or hook site (0 otherwise). `num_parameters`
     counts the module's own parameters, tied ones once over the whole site table; `num_bias` of them are its bias vector.
+    `frozen_in_paper`: the reference implementation leaves this norm frozen where norms are asked for.
 
     A hook site has no parameters. Where its module has a child `adapter`, the backbone calls it: at "input" (the text
     encoder) with the embedded text (B, S, D) before its norm and the mask (B, S) -> longer ones of both; at "self_attn"
@@ -36,6 +37,7 @@ class Site:
     d_out: int = 0
     num_parameters: int = 0
     num_bias: int = 0
+    frozen_in_paper: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in LINEAR_KINDS + HOOK_KINDS + PARAMETER_KINDS:

@@ -27,6 +27,7 @@ class TinyBackbone:
     visual_tokens: int  # tokens of one picture
     pad_id: int
     eos_id: int
+    forces_eos: bool = False  # at the last position of a beam search
 
 
 # A new backbone needs one entry here to pass through the contract tests.
@@ -51,6 +52,26 @@ TINY_BACKBONES = {
         visual_tokens=9,
         pad_id=1,
         eos_id=2,
+        forces_eos=True,
+    ),
+    "clip_t5": TinyBackbone(
+        section={
+            "name": "clip_t5",
+            "preset": "tiny",
+            "text": {
+                "vocab_size": 60, "d_model": 32, "d_kv": 12, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2,
+                "num_heads": 2, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 16,
+            },
+            "tower": "tiny",
+            "visual_tokens": 9,
+            "num_sentinels": 5,
+            "num_slots": 12,
+        },
+        grid=(49, 256),
+        text_rows=60,
+        visual_tokens=9,
+        pad_id=0,
+        eos_id=1,
     ),
 }  # fmt: skip
 

@@ -35,10 +35,16 @@ PETL = {
 }
 
 
+# (backbone, variant): the reference has LoRA for BART alone
+ALL = [("clip_bart", v) for v in PETL] + [("clip_t5", v) for v in PETL if "lora" not in v]
+
+
 @pytest.fixture
 def make(tiny_config):
-    def build(variant: str, seed: int = 0) -> Model:
-        config = tiny_config(PETL[variant], tasks=TASKS, seed=seed, paper_compat=True, init_seed=seed)
+    def build(variant: str, seed: int = 0, backbone: str = "clip_bart") -> Model:
+        config = tiny_config(
+            PETL[variant], tasks=TASKS, seed=seed, paper_compat=True, init_seed=seed, backbone=backbone
+        )
         model = build_model(config)
         random = torch.Generator().manual_seed(seed)
         for parameter in model.parameters():
@@ -70,9 +76,9 @@ def copy_of(state):
     return {name: value.clone() for name, value in state.items()}
 
 
-@pytest.mark.parametrize("variant", PETL)
-def test_a_state_survives_both_directions(make, variant) -> None:
-    source, target = make(variant, 1), make(variant, 2)
+@pytest.mark.parametrize(("backbone", "variant"), ALL)
+def test_a_state_survives_both_directions(make, backbone, variant) -> None:
+    source, target = make(variant, 1, backbone), make(variant, 2, backbone)
     state = copy_of(reference_state(source, TASKS))
     assert any(not torch.equal(v, target.state_dict()[n]) for n, v in source.state_dict().items())
     load_reference(target, TASKS, state)
@@ -82,9 +88,9 @@ def test_a_state_survives_both_directions(make, variant) -> None:
         assert torch.equal(state[name], value), name
 
 
-@pytest.mark.parametrize("variant", PETL)
-def test_every_tensor_has_a_name_and_every_name_one_tensor(make, variant) -> None:
-    model = make(variant)
+@pytest.mark.parametrize(("backbone", "variant"), ALL)
+def test_every_tensor_has_a_name_and_every_name_one_tensor(make, backbone, variant) -> None:
+    model = make(variant, backbone=backbone)
     names = reference_names(model, TASKS)
     assert {n for n, _ in model.named_parameters()} <= set(names)
     flat = [theirs for group in names.values() for theirs in group]
@@ -108,6 +114,17 @@ def test_names_of_places_and_tasks(make) -> None:
     assert ours == "backbone.bart.model.decoder.layers.1.self_attn.out_proj.adapter.down.nlvr2.weight"
     table = {ours for name, ours in names.items() if name.startswith("lm_head") or "obj_order" in name}
     assert table == {"backbone.bart.model.shared.weight"}
+    names = our_names(make("none", backbone="clip_t5"), TASKS)
+    layer = "decoder.block.1.layer"
+    assert {
+        f"{layer}.0.attn_adapter.adapters.nlvr.down_sampler.weight",
+        f"{layer}.1.enc_attn_adapter.adapters.caption.up_sampler.bias",
+        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+        "encoder.visual_embedding.absolute_vis_pos_embedding.1.weight",
+    } <= names.keys()
+    ours = names[f"{layer}.2.ff_adapter.adapters.vqa.up_sampler.weight"]
+    assert ours == f"backbone.t5.{layer}.2.DenseReluDense.wo.adapter.up.vqa.weight"
+    assert names["encoder.visual_embedding.obj_order_embedding.weight"] == "backbone.t5.shared.weight"
     assert [our_task(t) for t in ("vqa", "gqa", "nlvr", "caption")] == ["vqa", "gqa", "nlvr2", "coco"]
     assert [our_task(reference_task(t)) for t in (*TASKS, "tvqa")] == [*TASKS, "tvqa"]
 
@@ -124,6 +141,8 @@ def test_what_the_reference_lacks_has_no_name_there(tiny_config) -> None:
     for petl in ({"name": "ia3"}, {"name": "prefix"}, {"name": "compacter", "share_rule": True}):
         with pytest.raises(CheckpointError, match="no counterpart of .*adapter"):
             reference_names(build_model(tiny_config(petl, tasks=TASKS)), TASKS)
+    with pytest.raises(CheckpointError, match="no counterpart of .*Attention.q.adapter"):
+        reference_names(build_model(tiny_config({"name": "lora"}, tasks=TASKS, backbone="clip_t5")), TASKS)
 
 
 @pytest.mark.parametrize("place", ["self_attn.out", "cross_attn.out", "ffn.down"])
@@ -180,15 +199,16 @@ def test_private_adapters_are_not_read_as_a_shared_one(make) -> None:
         load_reference(make("all"), TASKS, state)
 
 
-@pytest.mark.parametrize("variant", PETL)
-def test_a_state_describes_itself(make, variant) -> None:
-    model = make(variant, 3)
+@pytest.mark.parametrize(("backbone", "variant"), ALL)
+def test_a_state_describes_itself(make, backbone, variant) -> None:
+    model = make(variant, 3, backbone)
     facts = describe_reference({f"module.{k}": v for k, v in copy_of(reference_state(model, TASKS)).items()})
     assert facts.petl == PETL[variant]
     assert set(facts.tasks) == (set() if variant == "full" else set(TASKS))
     assert (facts.vocab_total, facts.feature_width) == (77, 256)
-    bart = model.backbone.bart.config
-    assert all(getattr(bart, key) == value for key, value in facts.text.items()) and len(facts.text) == 6
+    assert facts.backbone == backbone
+    text = model.backbone.text.config
+    assert all(getattr(text, key) == value for key, value in facts.text.items()) and len(facts.text) >= 6
 
 
 def test_other_states_are_refused_by_name(make) -> None:

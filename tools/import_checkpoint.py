@@ -1,4 +1,4 @@
-"""Turn a released VL-Adapter checkpoint of CLIP-BART into an export of this project.
+"""Turn a released VL-Adapter checkpoint of CLIP-BART or CLIP-T5 into an export of this project.
 
     python tools/import_checkpoint.py CHECKPOINT OUT [--backbone-config key=value ...] [--petl key=value ...]
                                       [--tasks a,b,c] [--aliases FILE]
@@ -11,8 +11,8 @@ weights that the checkpoint was trained on; they are compared with the checkpoin
 the checkpoint's own language model is written to OUT/backbone and the export refers to it by its absolute path.
 
 `--backbone-config` takes keys of a recipe's `backbone` section, e.g. `tower=rn50 visual_tokens=36 num_slots=100
-tokenizer=facebook/bart-base text.encoder_attention_heads=12`. A state does not tell the number of attention heads
-(default: width / 64), visual tokens (36), sentinel and slot rows (100 each).
+tokenizer=facebook/bart-base text.encoder_attention_heads=12`. A state does not tell the number of BART's attention
+heads (default: width / 64), visual tokens (36), sentinel and slot rows (100 each).
 
 `--petl` takes options of the method that a state does not tell, e.g. `alpha=32` of LoRA, or `train_norms=false`.
 """
@@ -31,7 +31,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mtvl.backbones.clip_bart_config import PRESETS, text_config
+from mtvl.backbones.clip_bart_config import PRESETS as BART_PRESETS
+from mtvl.backbones.clip_t5_config import PRESETS as T5_PRESETS
 from mtvl.backbones.frame_tower import FRAME_TOWERS
 from mtvl.backbones.towers import TOWERS
 from mtvl.config import RunConfig, apply_overrides, to_plain, validate
@@ -42,7 +43,8 @@ from mtvl.reference import Aliases, ReferenceFacts, describe_reference, load_ref
 from mtvl.tasks import TASKS_DIR
 from mtvl.tasks.visual import visual_kinds
 
-HEAD_WIDTH = 64
+HEAD_WIDTH = 64  # of BART
+PRESETS = {"bart": BART_PRESETS, "t5": T5_PRESETS}
 NESTED = ("model", "state_dict")  # where training scripts put the state when they save more than it
 
 
@@ -79,7 +81,7 @@ def backbone_section(facts: ReferenceFacts, overrides: list[str], tasks: tuple[s
         raise ConfigError(
             f"a released state has one projection, of pictures or of videos; {', '.join(tasks)} are tasks of both kinds"
         )
-    section: dict[str, Any] = {"name": "clip_bart", "visual": list(kinds), "num_sentinels": 100, "num_slots": 100}
+    section: dict[str, Any] = {"name": facts.backbone, "visual": list(kinds), "num_sentinels": 100, "num_slots": 100}
     section = apply_overrides({"backbone": section}, [f"backbone.{item}" for item in overrides])["backbone"]
     key, option, towers, default = {
         "grid": ("tower", "feature_width", TOWERS, "rn101"),
@@ -90,19 +92,31 @@ def backbone_section(facts: ReferenceFacts, overrides: list[str], tasks: tuple[s
         section.setdefault(option, facts.feature_width)
     if section.get("weights"):
         return section
-    heads = max(1, facts.text["d_model"] // HEAD_WIDTH)
-    text = {
-        **facts.text, "vocab_size": facts.vocab_total - section["num_sentinels"] - section["num_slots"],
-        "encoder_attention_heads": heads, "decoder_attention_heads": heads, **section.get("text", {}),
-    }  # fmt: skip
+    vocab_size = facts.vocab_total - section["num_sentinels"] - section["num_slots"]
+    text = {**facts.text, "vocab_size": vocab_size, **_heads(facts), **section.get("text", {})}
     if text["vocab_size"] < 1:
         raise ConfigError(
             f"the checkpoint has {facts.vocab_total} token rows, fewer than num_sentinels {section['num_sentinels']} + "
             f"num_slots {section['num_slots']}; give both in --backbone-config"
         )
-    preset = section.setdefault("preset", "large" if text["d_model"] == PRESETS["large"]["d_model"] else "base")
-    section["text"] = {k: v for k, v in text.items() if PRESETS.get(preset, {}).get(k) != v}
+    presets = PRESETS[facts.family]
+    preset = section.setdefault("preset", "large" if text["d_model"] == presets["large"]["d_model"] else "base")
+    section["text"] = {k: v for k, v in text.items() if presets.get(preset, {}).get(k) != v}
     return section
+
+
+def trained_by(facts: ReferenceFacts) -> dict[str, Any]:
+    """The recipe's `petl` section. The reference never trained T5's norms, though it was asked to."""
+    keeps_norms = facts.family == "t5" and facts.petl["name"] != "full"
+    return {**facts.petl, "train_norms": False} if keeps_norms else facts.petl
+
+
+def _heads(facts: ReferenceFacts) -> dict[str, int]:
+    """What a state of BART does not tell; T5's table of positions has a column for each head."""
+    if facts.family != "bart":
+        return {}
+    heads = max(1, facts.text["d_model"] // HEAD_WIDTH)
+    return {"encoder_attention_heads": heads, "decoder_attention_heads": heads}
 
 
 def frozen(model: Model) -> dict[str, torch.Tensor]:
@@ -128,17 +142,16 @@ def compare_base(public: dict[str, torch.Tensor], model: Model, weights: str) ->
 
 def write_base(folder: Path, model: Model, config: RunConfig) -> None:
     """Write the language model of `model`, without adapters, in the layout of a bundled backbone."""
-    tied = ("bart.lm_head.weight", "bart.model.encoder.embed_tokens.weight", "bart.model.decoder.embed_tokens.weight")
-    state = {
-        k: v.contiguous() for k, v in model.backbone.state_dict().items() if ".adapter." not in k and k not in tied
-    }
+    backbone = model.backbone
+    tied = backbone.tied_names()
+    state = {k: v.contiguous() for k, v in backbone.state_dict().items() if ".adapter." not in k and k not in tied}
     section = dict(config.backbone)
-    keys = {*PRESETS["base"], *section["text"]}
-    full = text_config(type(model.backbone.config)(**section)).to_dict()
+    keys = {*PRESETS[backbone.family]["base"], *section["text"]}
+    full = backbone.text_config(type(backbone.config)(**section)).to_dict()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state, str(folder / "model.safetensors"))
     towers = {key: section[key] for key in ("tower", "frame_tower") if key in section}
-    content = {"text": {key: full[key] for key in sorted(keys)}, **towers}
+    content = {"family": backbone.family, "text": {key: full[key] for key in sorted(keys)}, **towers}
     (folder / "backbone.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
@@ -156,7 +169,7 @@ def import_checkpoint(
     tasks = tasks or facts.tasks
     if not tasks:
         raise ConfigError("a fully fine-tuned checkpoint does not name its tasks; give them with --tasks a,b,c")
-    method = apply_overrides({"petl": facts.petl}, [f"petl.{item}" for item in petl or []])["petl"]
+    method = apply_overrides({"petl": trained_by(facts)}, [f"petl.{item}" for item in petl or []])["petl"]
     config = RunConfig(tasks=tasks, backbone=backbone_section(facts, overrides, tasks), petl=method)
     validate(config)
     model = build_model(config)

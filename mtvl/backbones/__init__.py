@@ -4,4 +4,10 @@ from __future__ import annotations
 
 from mtvl.registry import Registry
 
-BACKBONES = Registry("backbone", {"clip_bart": "mtvl.backbones.clip_bart:ClipBart"})
+BACKBONES = Registry(
+    "backbone",
+    {
+        "clip_bart": "mtvl.backbones.clip_bart:ClipBart",
+        "clip_t5": "mtvl.backbones.clip_t5:ClipT5",
+    },
+)

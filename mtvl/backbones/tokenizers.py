@@ -13,16 +13,17 @@ from mtvl.errors import CheckpointError
 
 ALPHABET = sorted(set("abcdefghijklmnopqrstuvwxyz0123456789.,:;?!'-_/()[]\"&"))  # of a tokenizer that is trained here
 SPECIAL = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>"}
+T5_SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
-class BartText:
-    """BART's convention: `<s> ids </s>` for sources and targets."""
+class TextTokenizer:
+    """Text to ids and back. How a family wraps sources and targets, and how many tokens that adds, is its subclass's."""
 
-    num_special = 2
+    num_special: int
 
     def __init__(self, raw: PreTrainedTokenizerFast) -> None:
         self.raw = raw
-        self.pad_id, self.eos_id, self.bos_id = int(raw.pad_token_id), int(raw.eos_token_id), int(raw.bos_token_id)
+        self.pad_id, self.eos_id = int(raw.pad_token_id), int(raw.eos_token_id)
 
     def __len__(self) -> int:
         return len(self.raw)
@@ -32,25 +33,61 @@ class BartText:
         return list(self.raw.encode(text, add_special_tokens=False))
 
     def wrap(self, ids: Sequence[int]) -> list[int]:
-        """`<s> ids </s>`."""
-        return [self.bos_id, *ids, self.eos_id]
+        """`ids` with the family's special tokens."""
+        raise NotImplementedError
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens dropped."""
         return str(self.raw.decode(list(ids), skip_special_tokens=True)).strip()
 
 
+class BartText(TextTokenizer):
+    """BART's convention: `<s> ids </s>` for sources and targets."""
+
+    num_special = 2
+
+    def __init__(self, raw: PreTrainedTokenizerFast) -> None:
+        super().__init__(raw)
+        self.bos_id = int(raw.bos_token_id)
+
+    def wrap(self, ids: Sequence[int]) -> list[int]:
+        """`<s> ids </s>`."""
+        return [self.bos_id, *ids, self.eos_id]
+
+
+class T5Text(TextTokenizer):
+    """T5's convention: `ids </s>` for sources and targets."""
+
+    num_special = 1
+
+    def wrap(self, ids: Sequence[int]) -> list[int]:
+        """`ids </s>`."""
+        return [*ids, self.eos_id]
+
+
 def load_bart_tokenizer(source: str) -> BartText:
     """From a folder with tokenizer files or a hub name (the hub is asked only for a name that is no folder)."""
+    return BartText(_load_raw(source, "vocab.json", SPECIAL))
+
+
+def load_t5_tokenizer(source: str) -> T5Text:
+    """From a folder with tokenizer.json or sentencepiece's spiece.model, or a hub name (as `load_bart_tokenizer`)."""
+    return T5Text(_load_raw(source, "spiece.model", T5_SPECIAL))
+
+
+def _load_raw(source: str, other: str, special: dict[str, str]) -> PreTrainedTokenizerFast:
+    """`other` is the file that a folder may hold in place of tokenizer.json."""
     folder = Path(source)
     if folder.is_dir() and (folder / "tokenizer.json").is_file():
-        return BartText(PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **SPECIAL))
-    if folder.is_dir() and not (folder / "vocab.json").is_file():
-        raise CheckpointError(f"{folder} has no tokenizer.json; save one there with the tokenizer's save_pretrained")
+        return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **special)
+    if folder.is_dir() and not (folder / other).is_file():
+        raise CheckpointError(
+            f"{folder} has no tokenizer.json and no {other}; save one there with the tokenizer's save_pretrained"
+        )
     from transformers import AutoTokenizer  # slow import
 
     try:
-        return BartText(AutoTokenizer.from_pretrained(source))
+        return AutoTokenizer.from_pretrained(source)
     except OSError as error:
         raise CheckpointError(f"no tokenizer at {source}: {str(error).splitlines()[0]}") from None
 

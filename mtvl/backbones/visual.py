@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -21,8 +23,9 @@ class VisualEmbedding(nn.Module):
     """
 
     def __init__(
-        self, feature_widths: dict[str, int], d_model: int, *, num_tokens: int, num_slots: int = 0, num_images: int = 2
-    ) -> None:
+        self, feature_widths: dict[str, int], d_model: int, *, num_tokens: int, num_slots: int = 0, num_images: int = 2,
+        norm: Callable[[int], nn.Module] = nn.LayerNorm,
+    ) -> None:  # fmt: skip
         super().__init__()
         side = round(num_tokens**0.5)
         if side * side != num_tokens:
@@ -30,12 +33,9 @@ class VisualEmbedding(nn.Module):
         self.side = side
         self.num_slots = num_slots or num_tokens
         self.features = nn.ModuleDict(
-            {
-                kind: nn.Sequential(nn.Linear(width, d_model), nn.LayerNorm(d_model))
-                for kind, width in feature_widths.items()
-            }
+            {kind: nn.Sequential(nn.Linear(width, d_model), norm(d_model)) for kind, width in feature_widths.items()}
         )
-        self.position = nn.Sequential(nn.Linear(5, d_model), nn.LayerNorm(d_model))
+        self.position = nn.Sequential(nn.Linear(5, d_model), norm(d_model))
         self.image_order = nn.Embedding(num_images, d_model)
 
     def pool(self, features: torch.Tensor) -> torch.Tensor:

@@ -81,7 +81,9 @@ class Adapter:
             }
             injections.append(Injection(site, parts_over_tasks(halves, config.share, tasks)))
         options = (("bottleneck", injections[0].parts[0].shapes[0][1][0]), ("share", config.share))
-        unfrozen = of_kinds(chosen, norms=config.train_norms, visual=config.train_visual)
+        unfrozen = of_kinds(
+            chosen, norms=config.train_norms, visual=config.train_visual, paper_compat=self.paper_compat
+        )
         options += layers_option(config.layers)
         return Plan("adapter", options, tasks, tuple(sites), tuple(injections), unfrozen)
 

@@ -104,7 +104,9 @@ class Compacter:
             shape = (("weight", (config.division,) * 3),)
             share = "all" if config.share == "all" else "none"
             common = (Common("rule", "both", parts_over_tasks({"rule": shape}, share, tasks)),)
-        unfrozen = of_kinds(chosen, norms=config.train_norms, visual=config.train_visual)
+        unfrozen = of_kinds(
+            chosen, norms=config.train_norms, visual=config.train_visual, paper_compat=self.paper_compat
+        )
         return Plan("compacter", options, tasks, tuple(sites), tuple(injections), unfrozen, (), common)
 
     def _shapes(self, site: Site, d_in: int, d_out: int) -> Shapes:

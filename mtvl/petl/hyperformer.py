@@ -138,7 +138,9 @@ class Hyperformer:
             depth = 1 + max(s.layer for s in sites if s.stack == stack)  # a vector for layers that are left out, too
             common.append(Common(stack, stack, (Part("net", SHARED, self._shapes(mine, depth)),)))
         options = (("task_width", config.task_width), ("hidden", config.hidden), ("code", config.code))
-        unfrozen = of_kinds(chosen, norms=config.train_norms, visual=config.train_visual)
+        unfrozen = of_kinds(
+            chosen, norms=config.train_norms, visual=config.train_visual, paper_compat=self.paper_compat
+        )
         injections = tuple(Injection(site, ()) for site in places)
         return Plan(
             "hyperformer", options + layers_option(config.layers), tasks, tuple(sites), injections, unfrozen, (), tuple(common)

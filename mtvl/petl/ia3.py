@@ -89,7 +89,7 @@ class Ia3:
 
     def __init__(self, config: Ia3Config, *, paper_compat: bool = False) -> None:
         check_whole(config.share, config.name)
-        self.config = config
+        self.config, self.paper_compat = config, paper_compat
 
     def plan(self, sites: list[Site], tasks: tuple[str, ...]) -> Plan:
         """A vector at every key, value and second feed-forward projection."""
@@ -101,7 +101,9 @@ class Ia3:
                 Injection(site, parts_over_tasks({"scale": (("weight", (width,)),)}, config.share, tasks))
             )
         options = (("share", config.share), *layers_option(config.layers))
-        unfrozen = of_kinds(chosen, norms=config.train_norms, visual=config.train_visual)
+        unfrozen = of_kinds(
+            chosen, norms=config.train_norms, visual=config.train_visual, paper_compat=self.paper_compat
+        )
         return Plan("ia3", options, tasks, tuple(sites), tuple(injections), unfrozen)
 
     def build(self, injection: Injection, active: ActiveTask) -> nn.Module:

@@ -64,7 +64,7 @@ class Lora:
             raise ConfigError(f"'petl.rank' must be at least 1 and 'petl.dropout' lie in [0, 1), found {config}")
         if unknown := set(config.places) - set(LINEAR_KINDS):
             raise ConfigError(f"'petl.places' knows no {sorted(unknown)}; known: {', '.join(LINEAR_KINDS)}")
-        self.config = config
+        self.config, self.paper_compat = config, paper_compat
 
     def plan(self, sites: list[Site], tasks: tuple[str, ...]) -> Plan:
         """A low-rank change at every site of `places`."""
@@ -73,7 +73,9 @@ class Lora:
         for site in at_kinds(chosen, config.places):
             halves = {"down": (("weight", (config.rank, site.d_in)),), "up": (("weight", (site.d_out, config.rank)),)}
             injections.append(Injection(site, parts_over_tasks(halves, config.share, tasks)))
-        unfrozen = of_kinds(chosen, norms=config.train_norms, visual=config.train_visual)
+        unfrozen = of_kinds(
+            chosen, norms=config.train_norms, visual=config.train_visual, paper_compat=self.paper_compat
+        )
         biases = with_bias(s for s in chosen if s not in unfrozen) if config.train_biases else ()
         # alpha decides no shape, but with another one the same weights are another model
         scale = ("alpha", float(config.alpha))

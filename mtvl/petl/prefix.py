@@ -67,7 +67,7 @@ class Prefix:
         check_whole(config.share, config.name)
         if config.length < 1:
             raise ConfigError(f"'petl.length' must be at least 1, found {config.length}")
-        self.config = config
+        self.config, self.paper_compat = config, paper_compat
 
     def plan(self, sites: list[Site], tasks: tuple[str, ...]) -> Plan:
         """A table of keys and values at every attention."""
@@ -78,7 +78,9 @@ class Prefix:
             parts = parts_over_tasks({"prefix": (("keys", shape), ("values", shape))}, config.share, tasks)
             injections.append(Injection(site, parts))
         options = (("length", config.length), ("share", config.share), *layers_option(config.layers))
-        unfrozen = of_kinds(chosen, norms=config.train_norms, visual=config.train_visual)
+        unfrozen = of_kinds(
+            chosen, norms=config.train_norms, visual=config.train_visual, paper_compat=self.paper_compat
+        )
         return Plan("prefix", options, tasks, tuple(sites), tuple(injections), unfrozen)
 
     def build(self, injection: Injection, active: ActiveTask) -> nn.Module:

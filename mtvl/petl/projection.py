@@ -27,12 +27,12 @@ class Projection:
     Config = ProjectionConfig
 
     def __init__(self, config: ProjectionConfig, *, paper_compat: bool = False) -> None:
-        self.config = config
+        self.config, self.paper_compat = config, paper_compat
 
     def plan(self, sites: list[Site], tasks: tuple[str, ...]) -> Plan:
         """Unfreeze the visual embedding, and the norms on request."""
-        layers = self.config.layers
-        unfrozen = of_kinds(in_layers(sites, layers), norms=self.config.train_norms, visual=True)
+        layers, norms = self.config.layers, self.config.train_norms
+        unfrozen = of_kinds(in_layers(sites, layers), norms=norms, visual=True, paper_compat=self.paper_compat)
         if not any(s.kind == "visual" for s in unfrozen):
             raise PlanError("this backbone has no visual embedding to train; choose another 'petl.name'")
         options = (("train_norms", self.config.train_norms), *layers_option(layers))

@@ -81,7 +81,7 @@ class Prompt:
         check_whole(config.share, config.name)
         if config.length < 1 or config.width < 1:
             raise ConfigError(f"'petl.length' and 'petl.width' must be at least 1, found {config}")
-        self.config = config
+        self.config, self.paper_compat = config, paper_compat
 
     def plan(self, sites: list[Site], tasks: tuple[str, ...]) -> Plan:
         """One prompt at the encoder's input."""
@@ -91,7 +91,9 @@ class Prompt:
             for s in at_kinds(chosen, ("input",))
         ]  # fmt: skip
         options = (("length", config.length), ("width", config.width), ("share", config.share))
-        unfrozen = of_kinds(chosen, norms=config.train_norms, visual=config.train_visual)
+        unfrozen = of_kinds(
+            chosen, norms=config.train_norms, visual=config.train_visual, paper_compat=self.paper_compat
+        )
         return Plan("prompt", options + layers_option(config.layers), tasks, tuple(sites), tuple(injections), unfrozen)
 
     def build(self, injection: Injection, active: ActiveTask) -> nn.Module:

@@ -67,10 +67,10 @@ def layers_option(layers: Any) -> tuple[tuple[str, object], ...]:
     return () if layers == "all" else (("layers", layers),)
 
 
-def of_kinds(sites: Iterable[Site], *, norms: bool, visual: bool) -> tuple[Site, ...]:
-    """Norms and the visual embedding, as asked for."""
+def of_kinds(sites: Iterable[Site], *, norms: bool, visual: bool, paper_compat: bool = False) -> tuple[Site, ...]:
+    """Norms and the visual embedding, as asked for; with `paper_compat` without the norms that the reference misses."""
     kinds = ("norm",) * norms + ("visual",) * visual
-    return tuple(s for s in sites if s.kind in kinds)
+    return tuple(s for s in sites if s.kind in kinds and not (paper_compat and s.frozen_in_paper))
 
 
 def with_bias(sites: Iterable[Site]) -> tuple[Site, ...]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import BartForConditionalGeneration
 
+from mtvl.backbones.attention import ATTENTION
 from mtvl.backbones.clip_bart import ClipBart
 from mtvl.backbones.clip_bart_config import ClipBartConfig, text_config
 from mtvl.backbones.visual import VisualEmbedding
@@ -100,13 +101,13 @@ def rows(batch, index: int):
 @pytest.mark.parametrize("pictures", [0, 1, 2])
 def test_attention_kernels_agree(backbone, make_batch, pictures) -> None:
     batch = make_batch(pictures=pictures)
-    assert backbone.bart.config._attn_implementation == "sdpa"
+    assert backbone.bart.config._attn_implementation == ATTENTION
     found = backbone.decode(backbone.encode(batch), batch.target_ids)
     backbone.bart.set_attn_implementation("eager")
     try:
         expected = backbone.decode(backbone.encode(batch), batch.target_ids)
     finally:
-        backbone.bart.set_attn_implementation("sdpa")
+        backbone.bart.set_attn_implementation(ATTENTION)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 

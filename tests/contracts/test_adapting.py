@@ -11,7 +11,7 @@ import torch
 from mtvl.config import OptimConfig, RunConfig
 from mtvl.errors import CheckpointError, PlanError
 from mtvl.export import write_export
-from mtvl.model import Model, build_model, make_plan
+from mtvl.model import Model, build_model, make_backbone, make_plan
 from mtvl.optim import build_optimizer, parameter_groups
 from mtvl.types import Batch, Decoding
 
@@ -98,6 +98,15 @@ def test_merged_is_unmerged(petl: dict, tiny_config: MakeConfig, make_batch: Mak
     assert {n for n, p in model.named_parameters() if p.requires_grad} == set(model.train().trainable())
 
 
+def test_a_backbone_without_biases_is_refused_by_name(tiny_config: MakeConfig, backbone_name: str) -> None:
+    config = tiny_config({"name": "bitfit"})
+    if any(s.num_bias for s in make_backbone(config.backbone, meta=True).sites() if s.kind != "visual"):
+        assert make_plan(config).biases
+        return
+    with pytest.raises(PlanError, match="has no bias vectors; choose another 'petl.name'"):
+        make_plan(config)
+
+
 def test_unmerging_a_model_that_is_not_merged_does_nothing(petl: dict, tiny_config: MakeConfig) -> None:
     model = build_model(tiny_config(petl))
     before = {n: id(p) for n, p in model.named_parameters()}
@@ -150,7 +159,7 @@ def test_beam_scores_are_those_of_the_teacher_forced_model(
 ) -> None:
     """What a beam search returns has the log-likelihood that the same model gives to it as a target.
 
-    The last position of a search is always EOS and costs nothing; the score's length counts the start and not EOS.
+    An EOS that is forced at the last position costs nothing; the score's length counts the start and not EOS.
     """
     model, batch = randomise(build_model(tiny_config(petl))).double().eval(), make_batch("gqa")
     batch = dataclasses.replace(batch, features=batch.features.double())
@@ -160,8 +169,10 @@ def test_beam_scores_are_those_of_the_teacher_forced_model(
         ids, scores = model.backbone.generate(model.backbone.encode(batch), Decoding(num_beams=5, max_tokens=longest))
         forced = model.backbone.decode(model.backbone.encode(batch), ids[:, 1:]).log_softmax(-1)
     for row in range(len(ids)):
-        length = ids[row].tolist().index(tiny.eos_id, 1)  # tokens before EOS, the start among them
-        paid = length if length < longest - 1 else length - 1
+        has_ended = tiny.eos_id in ids[row, 1:]
+        length = ids[row].tolist().index(tiny.eos_id, 1) if has_ended else longest  # without EOS, with the start
+        is_free = not has_ended or (tiny.forces_eos and length == longest - 1)
+        paid = length - 1 if is_free else length
         total = sum(float(forced[row, i, ids[row, i + 1]]) for i in range(paid))
         assert abs(total / length - float(scores[row])) < BEAM_SCORE
 

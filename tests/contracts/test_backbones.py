@@ -178,9 +178,9 @@ def test_generation_follows_the_teacher_forced_model(
         if num_beams == 1:
             assert tokens == forced[row, : len(tokens)].argmax(-1).tolist()
             continue
-        # EOS at the last position is forced and costs nothing; the length counts the start id and not EOS
+        # an EOS that is forced at the last position costs nothing; the length counts the start id and not EOS
         total = float(chosen[row, : len(tokens)].sum())
-        if tokens[-1] == eos and len(tokens) == decoding.max_tokens - 1:
+        if tiny.forces_eos and tokens[-1] == eos and len(tokens) == decoding.max_tokens - 1:
             total -= float(chosen[row, len(tokens) - 1])
         length = len(tokens) + 1 - (tokens[-1] == eos)
         assert float(scores[row]) == pytest.approx(total / length, abs=1e-5)

@@ -10,7 +10,17 @@ import pytest
 from distributed import launch_ok
 
 SCRIPT = Path(__file__).with_name("method_cells.py")
-METHODS = ("hyperformer", "compacter", "default_compacter", "prompt", "prefix", "lora", "ia3")
+METHODS = (
+    "hyperformer",
+    "compacter",
+    "default_compacter",
+    "prompt",
+    "prefix",
+    "lora",
+    "ia3",
+    "t5_adapter",
+    "t5_prefix",
+)
 STAGES = ("zero0", "zero1", "zero2", "zero3")
 
 # After three steps at rate 0.01; measured on one rank: 2.4e-7 and 1.3e-5 (prefix under ZeRO-3, keys with tiny gradients).

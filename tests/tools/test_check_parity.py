@@ -24,6 +24,7 @@ CASES = (
     "bart_image_hyperformer", "bart_image_single_compacter", "bart_image_multiple_compacters",
     "bart_image_single_lora", "bart_image_multiple_lora", "bart_image_single_prompt", "bart_image_multiple_prompts",
     "bart_generation_single_adapter",
+    "t5_image_full", "t5_image_single_adapter", "t5_image_single_compacter", "t5_image_hyperformer",
 )  # fmt: skip
 SMALL = "bart_image_half_shared"
 

@@ -26,6 +26,10 @@ SETTINGS = [
     "tower=tiny", "visual_tokens=9", "num_sentinels=5", "num_slots=12", "dropout=0.0",
     "text.encoder_attention_heads=2", "text.decoder_attention_heads=2",
 ]  # fmt: skip
+T5_TEXT = {
+    "vocab_size": 60, "d_model": 32, "d_kv": 12, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 2,
+    "relative_attention_num_buckets": 8, "relative_attention_max_distance": 16,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -60,6 +64,29 @@ def test_an_imported_checkpoint_computes_the_same(trained, petl, tmp_path, make_
     assert content["imported_from"] == "LAST.pth" and config.tasks == TASKS
     for task in TASKS:
         batch = make_batch(task, pictures=2)
+        for each in (model, reread):
+            each.set_task(task)
+            each.eval()
+        assert torch.equal(model.logits(batch), reread.logits(batch))
+
+
+@pytest.mark.parametrize("petl", [{"name": "full"}, {"name": "adapter", "bottleneck": 3, "train_norms": False},
+                                  {"name": "hyperformer", "bottleneck": 3, "task_width": 4, "hidden": 5, "code": 2,
+                                   "train_norms": False}], ids=str)  # fmt: skip
+def test_a_checkpoint_of_t5_too(tiny_config, petl, tmp_path, make_batch, capsys) -> None:
+    config = tiny_config(petl, tasks=TASKS, backbone="clip_t5", dropout=0.0, text=T5_TEXT)
+    model = build_model(config)
+    random = torch.Generator().manual_seed(5)
+    for parameter in model.parameters():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=random) * 0.2)
+    torch.save(reference_state(model, TASKS), tmp_path / "LAST.pth")
+    settings = [*(s for s in SETTINGS if "heads" not in s), "text.relative_attention_max_distance=16"]
+    command = [str(tmp_path / "LAST.pth"), str(tmp_path / "out"), "--tasks", ",".join(TASKS)]
+    assert tool.main([*command, "--backbone-config", *settings]) == 0, capsys.readouterr().err
+    reread, read, content = load_export(tmp_path / "out")
+    assert read.backbone["name"] == "clip_t5" and content["trainable"] == model.plan.num_trainable
+    for task in TASKS:
+        batch = make_batch(task, pictures=2, backbone="clip_t5")
         for each in (model, reread):
             each.set_task(task)
             each.eval()

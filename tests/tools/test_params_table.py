@@ -45,6 +45,26 @@ EXPECTED = {
     ("adapter", "single, image and video"): (6_477_120, 146_001_984),
 }
 
+VISUAL, NORMS, WIDTH, FFN = 1_581_312, 62 * 768, 768, 3_072
+TOTAL = 224_540_160
+EXPECTED_T5 = {  # added and unfrozen parameters; the first three rows and the total are the published model's
+    ("full", "image"): TOTAL,
+    ("adapter", "single, paper_compat"): 19_333_632,
+    ("projection", "alone, image"): VISUAL,
+    ("adapter", "single, image"): 19_333_632 + NORMS,
+    ("adapter", "half-shared up, image"): VISUAL + NORMS + 60 * (4 * (WIDTH * 192 + 192) + 192 * WIDTH + WIDTH),
+    ("adapter", "multiple, image"): VISUAL + NORMS + 4 * 60 * 295_872,
+    ("hyperformer", "image"): VISUAL + NORMS + 4 * 512
+    + 2 * (12 * 512 + 1024 * 128 + 128 + 128 * 8 + 8 + 16) + 5 * 9 * (2 * 192 * WIDTH + 192 + WIDTH),
+    ("compacter", "single, image"): VISUAL + NORMS + 60 * (2 * 8 + WIDTH * 192 + 192 + WIDTH),
+    ("lora", "single, image"): VISUAL + 36 * 2 * 2 * 128 * WIDTH,
+    ("prompt", "single, image"): VISUAL + 1_261_088,
+    ("adapter_prompt", "shared adapter, image"): 19_333_632 + NORMS + 4 * 1_261_088,
+    ("projection", "with norms, image"): VISUAL + NORMS,
+    ("ia3", "single, image"): VISUAL + 36 * 2 * WIDTH + 24 * FFN,
+    ("prefix", "single, image"): VISUAL + 36 * 2 * 20 * WIDTH,
+}  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
@@ -69,6 +89,28 @@ def test_integers_of_the_published_rows(rows) -> None:
     }
     assert {key: found[key][0] for key in found if key not in EXPECTED} == rest
     assert {key: value for key, value in found.items() if key in EXPECTED} == EXPECTED
+
+
+def test_integers_of_clip_t5_and_of_the_larger_siblings(rows) -> None:
+    found = {(r["method"], r["variant"]): r for r in rows if r["backbone"] == "clip_t5_base"}
+    assert {key: row["trainable"] for key, row in found.items()} == EXPECTED_T5
+    frozen = ("full", "projection")
+    assert {r["total"] for key, r in found.items() if key[0] in frozen} == {TOTAL}
+    assert found["adapter", "single, paper_compat"]["total"] == 242_292_480
+    assert found["adapter", "single, image"]["percent"] == 7.9991
+    # BART-large 406,291,456 and T5-large 737,668,096 as published; 200 and 72 added rows; the visual embedding
+    width = 1024
+    visual = {"bart": 2048 * width + 13 * width, "t5": 2048 * width + 11 * width}
+    large = {
+        (r["backbone"], r["method"]): (r["trainable"], r["total"]) for r in rows if r["backbone"].endswith("large")
+    }
+    for family, plain, added, places, bottleneck, norms in (
+        ("bart", 406_291_456, 200, 60, 128, 62 * 2 * width), ("t5", 737_668_096, 72, 120, 256, 122 * width),
+    ):  # fmt: skip
+        total = plain + added * width + visual[family]
+        adapters = places * (2 * width * bottleneck + width + bottleneck)
+        assert large[f"clip_{family}_large", "full"] == (total, total)
+        assert large[f"clip_{family}_large", "adapter"] == (adapters + norms + visual[family], total + adapters)
 
 
 def test_rows_have_the_stable_keys_and_round_to_the_papers(rows) -> None:

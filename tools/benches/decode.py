@@ -10,8 +10,10 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from benches.result import Result, compare, interleaved
-from mtvl.backbones.clip_bart import ClipBart, Memory
-from mtvl.backbones.clip_bart_config import BUNDLED, ClipBartConfig
+from mtvl.backbones.clip_bart import ClipBart
+from mtvl.backbones.clip_bart_config import ClipBartConfig
+from mtvl.backbones.clip_config import BUNDLED
+from mtvl.backbones.clip_seq2seq import Memory
 from mtvl.errors import MtvlError
 from mtvl.types import Decoding
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from benches.result import Result, compare, interleaved
-from mtvl.backbones.clip_bart_config import BUNDLED
+from mtvl.backbones.clip_config import BUNDLED
 from mtvl.cli import DEFAULT_RECIPE
 from mtvl.config import load_run_config
 from mtvl.data.collate import Collator, FeatureSource

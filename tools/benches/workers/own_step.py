@@ -12,7 +12,7 @@ import deepspeed  # noqa: E402, F401  # before memory is counted
 import torch  # noqa: E402
 
 from benches.workers.protocol import Step, serve  # noqa: E402
-from mtvl.backbones.clip_bart_config import BUNDLED  # noqa: E402
+from mtvl.backbones.clip_config import BUNDLED  # noqa: E402
 from mtvl.cli import DEFAULT_RECIPE  # noqa: E402
 from mtvl.config import load_run_config  # noqa: E402
 from mtvl.engine import Engine, start  # noqa: E402

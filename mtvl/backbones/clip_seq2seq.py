@@ -1,0 +1,341 @@
+"""What CLIP-BART and CLIP-T5 share: a language model that reads visual tokens appended to its text (VL-Adapter)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.checkpoint import noop_context_fn
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.models.bart.modeling_bart import shift_tokens_right
+
+from mtvl.backbones.clip_config import (
+    STORED,
+    VISUAL_KINDS,
+    ClipConfig,
+    bundle_settings,
+    bundled_folder,
+    feature_widths,
+    frame_tower_name,
+    readable,
+    tower_name,
+)
+from mtvl.backbones.decoding import SearchSettings, beam, greedy
+from mtvl.backbones.frame_tower import FRAME_TOWERS, FrameTower
+from mtvl.backbones.tokenizers import TextTokenizer
+from mtvl.backbones.towers import TOWERS, GridTower
+from mtvl.backbones.visual import VisualEmbedding
+from mtvl.errors import CheckpointError, ConfigError
+from mtvl.sites import Site
+from mtvl.types import Batch, Decoding
+
+
+@dataclass
+class Memory:
+    """Encoder output: hidden (B, S+V, D) and mask (B, S+V), True where attended."""
+
+    hidden: torch.Tensor
+    mask: torch.Tensor
+
+    def repeat(self, times: int) -> Memory:
+        """Each row `times` times in a row."""
+        return Memory(self.hidden.repeat_interleave(times, dim=0), self.mask.repeat_interleave(times, dim=0))
+
+
+class ClipSeq2Seq(nn.Module):
+    """Encoder and decoder of transformers with visual tokens: `encode`, `decode`, `generate`, `choose`, table of sites.
+
+    The token table has `vocab_size + num_sentinels + num_slots` rows; the last `num_slots` are the visual slots. A
+    subclass makes the language model and says how it embeds, what its modules are, and how it is read from a folder.
+    """
+
+    family: str
+    Config: type[ClipConfig]
+    model_class: type[PreTrainedModel]
+    text_name: str  # attribute of the language model
+    core_path: str  # module with the token table `shared`, `encoder` and `decoder`
+    forces_eos: bool  # a beam search ends at its last position, whatever it holds
+    unsaved: tuple[str, ...] = ()  # buffers that a checkpoint need not hold
+
+    def __init__(self, config: ClipConfig, text: Any, widths: dict[str, int]) -> None:
+        """`text`: the language model's configuration without added rows. `widths`: F of each kind of features, in the
+        order of their projections."""
+        super().__init__()
+        self.config, self.widths = config, dict(widths)
+        self.public_rows = int(text.vocab_size)  # of the token table: the rows after these are in no public checkpoint
+        text.vocab_size += config.num_sentinels + config.num_slots
+
+    def _visual_embedding(self, d_model: int, norm: Callable[[int], nn.Module] = nn.LayerNorm) -> VisualEmbedding:
+        tokens, slots = self.config.visual_tokens, self.config.num_slots
+        return VisualEmbedding(self.widths, d_model, num_tokens=tokens, num_slots=slots, norm=norm)
+
+    @property
+    def text(self) -> Any:
+        """The language model."""
+        return getattr(self, self.text_name)
+
+    @property
+    def core(self) -> Any:
+        """Token table, encoder and decoder of the language model."""
+        return self.get_submodule(self.core_path)
+
+    # ---- what a family decides ----------------------------------------------------------------------------------
+
+    @staticmethod
+    def text_config(config: Any) -> Any:
+        """The language model's configuration without sentinel and slot rows."""
+        raise NotImplementedError
+
+    @staticmethod
+    def load_tokenizer(source: str) -> TextTokenizer:
+        """The family's tokenizer from a folder or a hub name."""
+        raise NotImplementedError
+
+    @property
+    def tokenizer_rows(self) -> int:
+        """Ids that a tokenizer may give."""
+        raise NotImplementedError
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest source or target text; 0: no limit."""
+        raise NotImplementedError
+
+    def _embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids (B, S) -> (B, S, D), positions included where they are added."""
+        raise NotImplementedError
+
+    def _norm_text(self, text: torch.Tensor) -> torch.Tensor:
+        """What is done to embedded text, prompts included, before visual tokens follow it."""
+        raise NotImplementedError
+
+    def _encoder_layers(self, hidden: torch.Tensor, attention: torch.Tensor | None, num_text: int) -> torch.Tensor:
+        """hidden (B, S + V, D), of which `num_text` places are text, through all layers."""
+        raise NotImplementedError
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Decoder output (..., D) -> (..., K)."""
+        raise NotImplementedError
+
+    def _site_kind(self, path: str) -> tuple[str, str, int]:
+        """(kind, stack, layer) of a parameter-bearing module of the language model."""
+        raise NotImplementedError
+
+    def _hooks(self) -> list[Site]:
+        """The places where `encode` and the attention function look for an adapter."""
+        raise NotImplementedError
+
+    # ---- building -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def build(cls, config: Any, *, meta: bool = False) -> Any:
+        """Build from a configuration or a checkpoint; with `meta` only shapes, no weights and no memory."""
+        folder = bundled_folder(config.weights)
+        text, widths = cls.text_config(config), feature_widths(config)
+        if meta:
+            with torch.device("meta"):
+                return cls(config, text, widths)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.init_seed)  # rows and projections that no checkpoint holds
+            model = cls(config, text, widths)
+        if folder is not None:
+            model._load_bundle(folder)
+        elif config.weights:
+            model._load_public(config.weights)
+        return model
+
+    def _tables(self) -> set[str]:
+        """Names of the language model's tensors that have a row for each token."""
+        core = f"{self.core_path}.".removeprefix(f"{self.text_name}.")
+        inner = ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
+        return {f"{core}{name}.weight" for name in inner} | {"lm_head.weight"}
+
+    def tied_names(self) -> set[str]:
+        """Further names, in this model, of a tensor that has a name already."""
+        return {f"{self.text_name}.{name}" for name in self._tables()} - {name for name, _ in self.named_parameters()}
+
+    def _load_bundle(self, folder: Path) -> None:
+        state = {k: v.float() for k, v in load_file(str(folder / "model.safetensors")).items()}
+        for kind in set(VISUAL_KINDS) - set(self.widths):  # a run without videos needs no projection of frames
+            state = {k: v for k, v in state.items() if not k.startswith(f"visual.features.{kind}.")}
+        missing, unexpected = self.load_state_dict(state, strict=False)
+        # A projection of features that the checkpoint was not pretrained with starts at random, as with public weights.
+        fresh = {k for k in missing if k.startswith("visual.features.")}
+        absent = set(missing) - self.tied_names() - fresh - {f"{self.text_name}.{name}" for name in self.unsaved}
+        if absent or unexpected:
+            raise CheckpointError(f"{folder}: missing {sorted(absent)[:3]}, unexpected {unexpected[:3]}")
+
+    def _load_public(self, source: str) -> None:
+        """Plain weights of the language model: their token rows are copied, the rows after them stay random."""
+        with readable(source):
+            plain = self.model_class.from_pretrained(source)
+        own, tables = self.text.state_dict(), self._tables()
+        for key, value in plain.state_dict().items():
+            if key in tables:
+                rows = min(len(value), len(own[key]))
+                own[key][:rows].copy_(value[:rows])
+                self.public_rows = rows
+            elif own[key].shape == value.shape:
+                own[key].copy_(value)
+            elif key not in self.unsaved:
+                raise CheckpointError(f"{source}: {key} is {tuple(value.shape)}, expected {tuple(own[key].shape)}")
+
+    def tokenizer(self) -> TextTokenizer:
+        """The tokenizer that belongs to the weights; its ids lie below the visual slots' rows."""
+        folder = bundled_folder(self.config.weights)
+        source = self.config.tokenizer or (str(folder) if folder else self.config.weights)
+        if not source:
+            raise ConfigError(
+                "'backbone.tokenizer' is needed when 'backbone.weights' is empty; give a folder or hub name"
+            )
+        tokenizer = self.load_tokenizer(source)
+        if len(tokenizer) > self.tokenizer_rows:
+            raise ConfigError(
+                f"tokenizer {source} has {len(tokenizer)} ids, the token table only {self.tokenizer_rows} text rows"
+            )
+        return tokenizer
+
+    @property
+    def max_frames(self) -> int:
+        """Most frames of a video; a frame may give several tokens."""
+        return self.config.frames or int(bundle_settings(self.config).get("frames", 64))
+
+    def stored_grid(self, kind: str) -> tuple[int, int]:
+        """(P, F) of stored features in place of a tower's: 7 x 7 cells of a picture, one row of a frame."""
+        return (49 if kind == "grid" else 1), self.widths[kind]
+
+    def tower(self, kind: str = "grid") -> GridTower | FrameTower | None:
+        """The frozen visual tower for one kind of features, as configured; None where all features are stored ones."""
+        settings, folder = self.config, bundled_folder(self.config.weights)
+        if kind == "grid":
+            name, weights, key = tower_name(settings), settings.tower_weights, "tower"
+            configured = settings.tower
+            width = self.widths[kind] if name == STORED else TOWERS[name].grid[1]
+        else:
+            name, weights, key = frame_tower_name(settings), settings.frame_tower_weights, "frame_tower"
+            configured = settings.frame_tower
+            width = self.widths[kind] if name == STORED else FRAME_TOWERS[name].grid[1]
+        if name == STORED:
+            return None
+        if kind in self.widths and width != self.widths[kind]:
+            option = "feature_width" if kind == "grid" else "frame_width"
+            raise ConfigError(f"'backbone.{option}' is {self.widths[kind]}, the tower {name} gives {width}")
+        if not weights and folder is not None and not configured:
+            weights = str(folder / f"{key}.safetensors")
+        if not weights and settings.weights:
+            raise ConfigError(
+                f"'backbone.weights' is {settings.weights} but 'backbone.{key}_weights' is empty: the tower {name} would "
+                "be random; give a safetensors file or an open_clip tag such as openai"
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.init_seed)  # a random tower must be the same on all ranks and in evaluation
+            return GridTower(name, weights) if kind == "grid" else FrameTower(name, weights)
+
+    # ---- what methods see ---------------------------------------------------------------------------------------
+
+    def sites(self) -> list[Site]:
+        """Every module with parameters, tied ones once: the places that a method may adapt or unfreeze."""
+        seen: set[int] = set()
+        sites = []
+        for path, module in self.named_modules():
+            own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
+            if not own or ".adapter." in path:
+                continue
+            seen.update(id(p) for p in own)
+            kind, stack, layer = ("visual", "visual", -1) if path.startswith("visual.") else self._site_kind(path)
+            d_in, d_out = (module.in_features, module.out_features) if isinstance(module, nn.Linear) else (0, 0)
+            num_bias = sum(p.numel() for p in own if p is getattr(module, "bias", None))
+            sites.append(Site(path, kind, stack, layer, d_in, d_out, sum(p.numel() for p in own), num_bias))
+        return sites + self._hooks()
+
+    def added_rows(self) -> dict[str, int]:
+        """First row that no public checkpoint holds, by parameter name (at least the first visual slots follow it)."""
+        tables = {f"{self.text_name}.{name}" for name in self._tables()}
+        return {name: self.public_rows for name, _ in self.named_parameters() if name in tables}
+
+    # ---- running ------------------------------------------------------------------------------------------------
+
+    def set_recompute(self, enabled: bool, contexts: Callable[[], tuple[Any, Any]] = noop_context_fn) -> None:
+        """Switch activation recompute in every layer (non-reentrant: a frozen first layer must not cut gradients off).
+
+        `contexts` is torch's `context_fn`: what has to hold again when a layer runs a second time.
+        """
+        if enabled:
+            self.text.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+        elif self.core.encoder.gradient_checkpointing:
+            self.text.gradient_checkpointing_disable()
+
+    def encode(self, batch: Batch) -> Memory:
+        """Joint encoding of text (B, S) and features (B, N, P, F) -> Memory over S + V positions; padded frames masked."""
+        text, mask = self._embed(batch.source_ids), batch.source_mask
+        if (adapter := getattr(self.core.encoder, "adapter", None)) is not None:
+            text, mask = adapter(text, mask)
+        hidden = self._norm_text(text)
+        num_text = hidden.shape[1]
+        if batch.features.shape[1]:
+            tokens = self.visual(batch.features, self.core.shared.weight, batch.feature_kind)
+            is_there = mask.new_ones(tokens.shape[:2])
+            if batch.feature_kind == "frame":
+                is_there = batch.feature_mask.flatten(1)
+            hidden = torch.cat([hidden, tokens.to(hidden.dtype)], dim=1)
+            mask = torch.cat([mask, is_there], dim=1)
+        hidden = nn.functional.dropout(hidden, p=self.config.dropout, training=self.training)
+        attention = create_bidirectional_mask(config=self.text.config, inputs_embeds=hidden, attention_mask=mask)
+        return Memory(self._encoder_layers(hidden, attention, num_text), mask)
+
+    def decode(self, memory: Memory, target_ids: torch.Tensor) -> torch.Tensor:
+        """Teacher-forced logits (B, T, K) for target_ids (B, T), -100 where ignored."""
+        config = self.text.config
+        inputs = shift_tokens_right(target_ids, config.pad_token_id, config.decoder_start_token_id)
+        out = self.core.decoder(
+            input_ids=inputs, encoder_hidden_states=memory.hidden, encoder_attention_mask=memory.mask, use_cache=False
+        )
+        return self._logits(out.last_hidden_state)
+
+    def generate(self, memory: Memory, decoding: Decoding) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Token ids (B, <= max_tokens), right-padded, and the sequence scores (B,) of a beam search."""
+        config, rows, device = self.text.config, memory.hidden.shape[0], memory.hidden.device
+        settings = SearchSettings(
+            start_id=config.decoder_start_token_id, eos_id=config.eos_token_id, pad_id=config.pad_token_id,
+            max_length=decoding.max_tokens, num_beams=decoding.num_beams, no_repeat_ngram=decoding.no_repeat_ngram,
+            early_stopping=decoding.early_stopping, force_eos=self.forces_eos,
+        )  # fmt: skip
+        if decoding.num_beams > 1:
+            memory = memory.repeat(decoding.num_beams)
+        depth = self.core.decoder.config  # T5 gives its stacks configurations of their own
+        cache = EncoderDecoderCache(DynamicCache(config=depth), DynamicCache(config=depth))
+
+        def step(last: torch.Tensor) -> torch.Tensor:
+            out = self.core.decoder(
+                input_ids=last, encoder_hidden_states=memory.hidden, encoder_attention_mask=memory.mask,
+                past_key_values=cache, use_cache=True,
+            )  # fmt: skip
+            return self._logits(out.last_hidden_state[:, -1])
+
+        if decoding.num_beams > 1:
+            # rows of one sample share their encoder memory: only the self-attention cache has to follow the beams
+            return beam(step, cache.self_attention_cache.reorder_cache, rows, settings, device)
+        return greedy(step, rows, settings, device), None
+
+    @torch.no_grad()
+    def choose(self, memory: Memory, choices: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Log-probability (B, C) of each choice's first token that tells the choices apart.
+
+        `choices` are wrapped target ids. *Source:* VL-Adapter's NLVR2 rule ("true" against "false", behind BART's `<s>`).
+        """
+        prefix = 0
+        while len({tuple(c[: prefix + 1]) for c in choices}) == 1:
+            prefix += 1
+        first = [c[prefix] for c in choices]
+        if len(set(first)) != len(first):
+            raise ConfigError(f"choices {choices} do not differ in one token after a common start")
+        target = torch.tensor([list(choices[0][: prefix + 1])], device=memory.hidden.device)
+        logits = self.decode(memory, target.expand(memory.hidden.shape[0], -1))[:, prefix]
+        return torch.log_softmax(logits.float(), dim=-1)[:, first]
