@@ -32,6 +32,7 @@ MIX = {
     "pick one": (0.01, 0.04, 0.02),
     "text": (0.07, 0.09, 0.05),  # damaged sentences, no picture
 }
+CACHED = 300_000  # texts whose ids are kept; twelve thousand steps would fill gigabytes
 EASY = 0.25  # share of the statements about one object alone that such a further run reads
 MOST_STATEMENTS = 4  # about the same picture in one sample: one reading of a picture answers all of them
 Sample = tuple[tuple[int, ...], str, str]  # pictures or one video, source, target
@@ -78,6 +79,8 @@ class Stream:
 
     def _ids(self, text: str) -> list[int]:
         if text not in self.cache:
+            if len(self.cache) >= CACHED:
+                self.cache.clear()
             pieces = [self.tokenizer.encode(p) for p in text.split("<mask>")]
             ids = pieces[0]
             for piece in pieces[1:]:
