@@ -1,12 +1,15 @@
 """Pretrain the tiny CLIP-BART that ships with the package (mtvl/backbones/weights/tiny), from nothing but miniworld.
 
     python tools/pretrain_tiny.py OUT [--tower-steps 700] [--steps 12000] [--seed 0]
+    python tools/pretrain_tiny.py OUT2 --start OUT [--steps 8000]
 
 1. Towers: a small CLIP residual tower learns to name the attributes of the object on each lattice cell; a linear head
    on top of it, those of the object in each quarter of a video frame.
 2. Tokenizer: byte-pair encoding over miniworld text and a list of common English words.
 3. Language model: everything but the towers learns to fill masked words of statements about pictures and videos, to
    choose among options, to describe pictures densely, and to restore damaged sentences without any picture.
+4. With `--start` the towers, the tokenizer and the weights of an earlier run are taken, and a mix with more of what is
+   still hard then: relations between objects, numbers, two pictures, videos.
 
 Pictures and videos come from the split "pretrain": disjoint seeds, and none of the compositions that are held out for
 tests. The wording of the benchmarks is read as text alone, about scenes of that split: never with a picture, no question
@@ -21,13 +24,14 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import sys
 from pathlib import Path
 
 import torch
 from pretraining.clock import Clock
 from pretraining.stream import Stream, episodes_of, scenes_of
-from pretraining.text import pretrain_text
+from pretraining.text import begin, pretrain_text
 from pretraining.towers import encode_all, pretrain_frame_head, pretrain_tower
 from safetensors.torch import save_file
 
@@ -45,6 +49,7 @@ from mtvl.data.miniworld.video_story import story
 
 VOCABULARY = 2000
 FRAMES = 8  # most frames of a video
+PEAK, FURTHER_PEAK = 1e-3, 7e-4  # of the learning rate
 NOT_STORED = ("bart.lm_head.weight", "bart.final_logits_bias")  # tied, and zero
 
 
@@ -94,7 +99,9 @@ def make_stream(out: Path, tokenizer: BartText, grid: GridTower, frame: FrameTow
     grids, frames = (
         encode_all(grid.encode, scenes, out / "grids.pt"), encode_all(frame.encode, ticks, out / "frames.pt")
     )  # fmt: skip
-    return Stream(tokenizer, scenes, grids, episodes, frames, args.seed, args.rows)
+    # Other draws than those of the run that it goes on from.
+    seed = args.seed + 1000 * bool(args.start)
+    return Stream(tokenizer, scenes, grids, episodes, frames, seed, args.rows, further=bool(args.start))
 
 
 def main() -> int:
@@ -109,11 +116,17 @@ def main() -> int:
     parser.add_argument("--pictures", type=int, default=8000)
     parser.add_argument("--videos", type=int, default=3000)
     parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--start", type=Path, metavar="DIR", help="an earlier run to go on from, with a harder mix")
     args = parser.parse_args()
     out: Path = args.out
     out.mkdir(parents=True, exist_ok=True)
     record: dict[str, object] = {k: getattr(args, k) for k in ("seed", "pictures", "videos", "rows")}
     record |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    if args.start:
+        record["start"] = json.loads((args.start / "backbone.json").read_text())["recipe"]
+        for name in ("tower.safetensors", "frame_tower.safetensors", "tokenizer.json"):
+            shutil.copyfile(args.start / name, out / name)
+        (out / "tower.json").write_text("{}")
     grid, frame = towers(out, args, record)
     if not (out / "tokenizer.json").is_file():
         texts = corpus(scenes_of(args.seed, 3000), episodes_of(args.seed, 1500), args.seed)
@@ -125,12 +138,15 @@ def main() -> int:
     torch.manual_seed(args.seed)
     model = ClipBart.build(
         ClipBartConfig(preset="tiny", text=text, tower="tiny", frame_tower="tiny", visual=("grid", "frame"), dropout=0.0,
-                       init_seed=args.seed)
+                       init_seed=args.seed, weights=str(args.start) if args.start else "")
     )  # fmt: skip
+    if not args.start:
+        begin(model)
     print(f"language model: {sum(p.numel() for p in model.parameters()):,} parameters")
     stream = make_stream(out, tokenizer, grid, frame, args)
     clock = Clock("text", args.minutes, args.steps)
-    record |= {"text": pretrain_text(clock, model, stream, out / "state.pt"), "steps": clock.step}
+    found = pretrain_text(clock, model, stream, out / "state.pt", FURTHER_PEAK if args.start else PEAK)
+    record |= {"text": found, "steps": clock.step}
     state = {
         k: v for k, v in model.state_dict().items() if k not in NOT_STORED and not k.endswith("embed_tokens.weight")
     }

@@ -11,24 +11,29 @@ import torch
 from mtvl.data.miniworld.episode import Episode, episode_at
 from mtvl.data.miniworld.language import cloze, cloze_pair, describe
 from mtvl.data.miniworld.prose import infill, sentences
+from mtvl.data.miniworld.relations import both, seen_from, shared_attributes, tally
 from mtvl.data.miniworld.scene import LATTICE, Scene, grid_labels, scene_at
 from mtvl.data.miniworld.video_language import cloze_episode, pick_episode, pick_scene, video_sentences
 from mtvl.data.miniworld.video_story import story
 from mtvl.types import Batch
 from pretraining.towers import SPLIT_SEED, quarter_labels
 
-# Kinds of batches and their shares in the first fifth and later. Whole descriptions come first, since every word of them
-# is about what is seen; they are long and slow.
+# Kinds of batches and their shares in the first fifth of a run, later, and in a run that goes on from finished weights.
+# Whole descriptions come first, since every word of them is about what is seen; they are long and slow.
 MIX = {
-    "one": (0.30, 0.30),  # masked statements about a picture
-    "two": (0.08, 0.15),  # about two pictures
-    "all": (0.22, 0.05),  # every object of a picture
-    "video": (0.14, 0.22),  # masked statements about a video
-    "story video": (0.16, 0.06),  # all that happens in a video
-    "pick video": (0.02, 0.09),  # a masked statement with options to choose from
-    "pick one": (0.01, 0.04),
-    "text": (0.07, 0.09),  # damaged sentences, no picture
+    "one": (0.30, 0.30, 0.16),  # masked statements about a picture
+    "two": (0.08, 0.15, 0.16),  # about two pictures
+    "all": (0.22, 0.05, 0.02),  # every object of a picture
+    "relate": (0.0, 0.0, 0.16),  # relations between all objects of a picture
+    "relate two": (0.0, 0.0, 0.12),  # the objects of two pictures, and how many
+    "video": (0.14, 0.22, 0.18),  # masked statements about a video
+    "story video": (0.16, 0.06, 0.07),  # all that happens in a video
+    "pick video": (0.02, 0.09, 0.06),  # a masked statement with options to choose from
+    "pick one": (0.01, 0.04, 0.02),
+    "text": (0.07, 0.09, 0.05),  # damaged sentences, no picture
 }
+CACHED = 300_000  # texts whose ids are kept; twelve thousand steps would fill gigabytes
+EASY = 0.25  # share of the statements about one object alone that such a further run reads
 MOST_STATEMENTS = 4  # about the same picture in one sample: one reading of a picture answers all of them
 Sample = tuple[tuple[int, ...], str, str]  # pictures or one video, source, target
 
@@ -48,8 +53,9 @@ class Stream:
 
     def __init__(
         self, tokenizer, scenes: list[Scene], grids: torch.Tensor, episodes: list[Episode], frames: torch.Tensor,
-        seed: int, rows: int,
+        seed: int, rows: int, *, further: bool = False,
     ) -> None:  # fmt: skip
+        self.further = further
         self.tokenizer, self.rows = tokenizer, rows
         self.scenes, self.grids, self.episodes, self.frames = scenes, grids, episodes, frames
         self.starts = np.cumsum([0, *(e.ticks for e in episodes)])
@@ -73,6 +79,8 @@ class Stream:
 
     def _ids(self, text: str) -> list[int]:
         if text not in self.cache:
+            if len(self.cache) >= CACHED:
+                self.cache.clear()
             pieces = [self.tokenizer.encode(p) for p in text.split("<mask>")]
             ids = pieces[0]
             for piece in pieces[1:]:
@@ -103,10 +111,21 @@ class Stream:
         rng, pool = self.rng, self.pool
         for index in rng.sample(range(len(self.scenes)), min(512, len(self.scenes))):
             scene, other = self.scenes[index], rng.randrange(len(self.scenes))
-            pool["one"] += [((index,), *item) for item in self._packed("fill:", cloze(scene, rng), 4)]
+            statements = cloze(scene, rng, easy=EASY if self.further else 1.0)
+            pool["one"] += [((index,), *item) for item in self._packed("fill:", statements, 4)]
             pool["all"].append(((index,), "describe:", describe(scene, rng)))
             pairs = cloze_pair(scene, self.scenes[other], rng)
             pool["two"] += [((index, other), *item) for item in self._packed("pair:", pairs, 2)]
+            if self.further:
+                asked = [
+                    seen_from(scene, rng),
+                    seen_from(scene, rng),
+                    shared_attributes(scene, rng),
+                    tally((scene,), rng),
+                ]
+                pool["relate"] += [((index,), *item) for item in asked if item]
+                two = (scene, self.scenes[other])
+                pool["relate two"] += [((index, other), *item) for item in (tally(two, rng), both(*two, rng))]
             pool["pick one"] += [((index,), *option(*item)) for item in self._some(pick_scene(scene, rng), 2)]
             texts = [infill(t, rng) for t in rng.sample(sentences(scene, rng), 2)]
             pool["text"] += [((), "text: " + damaged, whole) for damaged, whole in texts]
@@ -126,7 +145,8 @@ class Stream:
 
         These are (B, V, 4), one row a visual token, zeros where there is no object.
         """
-        name = self.rng.choices(list(MIX), [shares[share >= 0.2] for shares in MIX.values()])[0]
+        phase = 2 if self.further else int(share >= 0.2)
+        name = self.rng.choices(list(MIX), [shares[phase] for shares in MIX.values()])[0]
         while len(self.pool[name]) < self.rows:
             self._refill()
         rows = [self.pool[name].pop() for _ in range(self.rows)]

@@ -72,6 +72,7 @@ def losses_of(
 
 
 SAVE_EVERY = 250
+LISTS = ("all", "text", "story video", "relate", "relate two")  # long answers: their loss is shown, not whole hits
 Recent = dict[str, list[float]]  # figures of the last batches of each kind
 
 
@@ -100,16 +101,20 @@ def go_on(
     print(f"resumed at step {clock.step}", flush=True)
 
 
+def begin(model: ClipBart) -> None:
+    """Sizes at which training from random weights begins."""
+    with torch.no_grad():  # at BART's deviation of 0.02 the slot rows would drown in the normalised features
+        model.bart.model.shared.weight[-model.config.num_slots :].normal_(std=0.3)
+        for projection in model.visual.features.values():
+            projection[1].weight.fill_(0.5)
+
+
 def pretrain_text(clock: Clock, model: ClipBart, stream: Stream, file: Path, peak: float = 1e-3) -> dict[str, float]:
     """Train every parameter of the language model and the visual embedding; means of the last batches of each kind.
 
     `file` holds the state every SAVE_EVERY steps; when it is there already, training goes on from it.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    with torch.no_grad():  # at BART's deviation of 0.02 the slot rows would drown in the normalised features
-        model.bart.model.shared.weight[-model.config.num_slots :].normal_(std=0.3)
-        for projection in model.visual.features.values():
-            projection[1].weight.fill_(0.5)
     optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
     model.train()
     words = [torch.tensor([stream.word(w) for w in names]) for names in (COLOURS, SHAPES, SIZES, TEXTURES)]
@@ -125,7 +130,7 @@ def pretrain_text(clock: Clock, model: ClipBart, stream: Stream, file: Path, pea
         (loss + 0.3 * regions).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        if batch.task in ("all", "text", "story video"):
+        if batch.task in LISTS:
             recent[batch.task].append(float(loss.detach()))
         else:  # share of wholly right answers
             hits = ((logits.argmax(-1) == batch.target_ids) | (batch.target_ids < 0)).all(-1)

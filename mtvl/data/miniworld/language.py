@@ -45,13 +45,16 @@ _MENTIONS = (("shape",), ("colour",), ("colour", "shape"), ("size", "shape"), ("
 _COUNTABLE = (("shape",), ("colour",), ("size",), ("texture",))
 
 
-def cloze(scene: Scene, rng: random.Random) -> list[Cloze]:
+def cloze(scene: Scene, rng: random.Random, *, easy: float = 1.0) -> list[Cloze]:
     """Masked statements about one picture with the text that `<mask>` stands for (about twenty, in random order).
 
-    Numbers are answered with digits, truth with "yes" or "no".
+    Numbers are answered with digits, truth with "yes" or "no". `easy` is the share that is kept of those that need one
+    object alone: they are learned long before the others.
     """
     found: list[Cloze] = []
     for make in _ONE_PICTURE:
+        if easy < 1 and make in _EASY and rng.random() >= easy:
+            continue
         found += make(scene, rng)
     rng.shuffle(found)
     return found
@@ -307,4 +310,5 @@ def _judge(statement: str, is_true: bool, rng: random.Random) -> Cloze:
 
 
 _ONE_PICTURE = (_attributes, _is_attribute, _exists, _counts, _compares, _same, _relations, _quarters)
+_EASY = (_attributes, _is_attribute, _exists)
 _TWO_PICTURES = (_numbers_of_pair, _presence_in_pair, _comparison_of_pair, _attribute_in_pair)
