@@ -132,9 +132,12 @@ def check(method: str, stage: int) -> dict[str, Any]:
         before = after
     expected, expected_losses = plain(config)
     found = {n: engine.masters.get(n) for n in engine.masters.parameters}
+    # A bias on the keys shifts all scores of a query alike: its gradient is 0 but for rounding (1e-9 here, 6e-3 and more
+    # elsewhere), and Adam makes whole steps of what is rounded differently.
+    compared = [n for n in expected if not n.endswith(".k_proj.bias")]
     return {
         "same_names": found.keys() == expected.keys(),
-        "parameters": max(float((found[n] - expected[n]).abs().max()) for n in expected),
+        "parameters": max(float((found[n] - expected[n]).abs().max()) for n in compared),
         "loss": max(abs(a - b) for a, b in zip(losses, expected_losses, strict=True)),
         "idle_moved": idle_moved,
         "active_stood": active_stood,
