@@ -33,7 +33,7 @@ CLIP_ROW = {
     "clip_id": 9, "vid_name": "v1", "duration": 59.03, "ts": [0, 8.5],
     "descs": [{"desc": "A dog runs. ", "desc_id": 1, "type": "v"}, {"desc": "It runs.", "desc_id": 2}],
 }  # fmt: skip
-JSON_LINES = ("nlvr2_official", "value_qa", "value_captions")
+JSON_LINES = ("nlvr2_official", "value_qa", "value_captions", "own_table")
 
 # For each format: the roles with sound content; the first role holds the rows.
 SOUND: dict[str, dict[str, Any]] = {
@@ -63,6 +63,8 @@ SOUND: dict[str, dict[str, Any]] = {
         "rows": CLIP_ROW,
         "subtitles": {"vid_name": "v1", "sub": [{"text": " Ann : Run!", "start": 1, "end": 2.5}]},
     },
+    "msrvtt_qa": {"rows": [{"id": 5, "video_id": 6513, "question": "What runs?", "answer": "dog", "category_id": 3}]},
+    "own_table": {"rows": {"id": "a", "picture": "a.jpg", "text": "What is it?", "answers": ["a cat", "cat"]}},
 }
 FIELDS = [
     ("vqa_official", "questions[0]", ("questions", "questions", 0), ("question_id", "image_id", "question")),
@@ -81,6 +83,8 @@ FIELDS = [
     ("value_qa", "line 1", ("subtitles",), ("vid_name", "sub")),
     ("value_captions", "line 1", ("rows",), ("clip_id", "vid_name", "descs")),
     ("value_captions", "line 1.descs[1]", ("rows", "descs", 1), ("desc",)),
+    ("msrvtt_qa", "[0]", ("rows", 0), ("id", "video_id", "question")),
+    ("own_table", "line 1", ("rows",), ("id", "picture", "text", "answers")),
 ]
 # What may be left out because it stands in another place: the annotations, or (in the Flickr files) imgid.
 ELSEWHERE = {("vqa_official", "image_id"), ("coco_karpathy", "cocoid")}
