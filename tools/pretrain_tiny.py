@@ -118,6 +118,8 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--start", type=Path, metavar="DIR", help="an earlier run to go on from, with a harder mix")
     args = parser.parse_args()
+    if args.start and not (args.start / "backbone.json").is_file():
+        parser.error(f"--start expects the folder of a finished run with its backbone.json, found none in {args.start}")
     out: Path = args.out
     out.mkdir(parents=True, exist_ok=True)
     record: dict[str, object] = {k: getattr(args, k) for k in ("seed", "pictures", "videos", "rows")}
