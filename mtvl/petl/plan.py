@@ -50,8 +50,26 @@ class Part:
         return sum(prod(shape) for _, shape in self.shapes)
 
 
+class Holder:
+    """What has parts: their number of parameters and their names, `<prefix>.<part>.<owner>.<name>`."""
+
+    parts: tuple[Part, ...]
+    prefix: str
+
+    @property
+    def count(self) -> int:
+        """Number of parameters over all parts and owners."""
+        return sum(p.count for p in self.parts)
+
+    def parameters(self) -> list[tuple[str, tuple[int, ...], str]]:
+        """(full name, shape, owner) of every parameter."""
+        return [
+            (f"{self.prefix}.{p.name}.{p.owner}.{name}", shape, p.owner) for p in self.parts for name, shape in p.shapes
+        ]
+
+
 @dataclass(frozen=True)
-class Injection:
+class Injection(Holder):
     """An adapter at a linear or hook site. Its parameters are named `<site>.adapter.<part>.<owner>.<name>`.
 
     It may have no parts of its own and use common modules only.
@@ -61,21 +79,13 @@ class Injection:
     parts: tuple[Part, ...]
 
     @property
-    def count(self) -> int:
-        """Number of parameters over all parts and owners."""
-        return sum(p.count for p in self.parts)
-
-    def parameters(self) -> list[tuple[str, tuple[int, ...], str]]:
-        """(full name, shape, owner) of every parameter."""
-        return [
-            (f"{self.site.path}.adapter.{p.name}.{p.owner}.{name}", shape, p.owner)
-            for p in self.parts
-            for name, shape in p.shapes
-        ]
+    def prefix(self) -> str:
+        """What the names of all its parameters begin with."""
+        return f"{self.site.path}.adapter"
 
 
 @dataclass(frozen=True)
-class Common:
+class Common(Holder):
     """A module that several injections use. Its parameters are named `common.adapter.<name>.<part>.<owner>.<name>`."""
 
     name: str
@@ -83,17 +93,9 @@ class Common:
     parts: tuple[Part, ...]
 
     @property
-    def count(self) -> int:
-        """Number of parameters over all parts and owners."""
-        return sum(p.count for p in self.parts)
-
-    def parameters(self) -> list[tuple[str, tuple[int, ...], str]]:
-        """(full name, shape, owner) of every parameter."""
-        return [
-            (f"{COMMON}.{self.name}.{p.name}.{p.owner}.{name}", shape, p.owner)
-            for p in self.parts
-            for name, shape in p.shapes
-        ]
+    def prefix(self) -> str:
+        """What the names of all its parameters begin with."""
+        return f"{COMMON}.{self.name}"
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class Plan:
         """(full name, shape, owner) of every added parameter."""
         return [parameter for holder in self._holders() for parameter in holder.parameters()]
 
-    def _holders(self) -> tuple[Injection | Common, ...]:
+    def _holders(self) -> tuple[Holder, ...]:
         return (*self.injections, *self.common)
 
     def fingerprint(self) -> str:
