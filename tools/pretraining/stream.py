@@ -8,6 +8,7 @@ import re
 import numpy as np
 import torch
 
+from mtvl.backbones.tokenizers import BartText
 from mtvl.data.miniworld.episode import Episode, episode_at
 from mtvl.data.miniworld.language import cloze, cloze_pair, describe
 from mtvl.data.miniworld.prose import infill, sentences
@@ -52,7 +53,7 @@ class Stream:
     """Batches from `scenes` with features (n, P, F) and `episodes` with the features of all their ticks in a row."""
 
     def __init__(
-        self, tokenizer, scenes: list[Scene], grids: torch.Tensor, episodes: list[Episode], frames: torch.Tensor,
+        self, tokenizer: BartText, scenes: list[Scene], grids: torch.Tensor, episodes: list[Episode], frames: torch.Tensor,
         seed: int, rows: int, *, further: bool = False,
     ) -> None:  # fmt: skip
         self.further = further
@@ -81,11 +82,7 @@ class Stream:
         if text not in self.cache:
             if len(self.cache) >= CACHED:
                 self.cache.clear()
-            pieces = [self.tokenizer.encode(p) for p in text.split("<mask>")]
-            ids = pieces[0]
-            for piece in pieces[1:]:
-                ids = ids + [self.tokenizer.raw.mask_token_id] + piece
-            self.cache[text] = ids
+            self.cache[text] = masked_ids(self.tokenizer, text)
         return self.cache[text]
 
     def word(self, text: str) -> int:
@@ -152,11 +149,11 @@ class Stream:
         rows = [self.pool[name].pop() for _ in range(self.rows)]
         sources = [self.tokenizer.wrap(self._ids(t)) for _, t, _ in rows]
         targets = [self.tokenizer.wrap(self._ids(a)) for _, _, a in rows]
-        source = _pad(sources, self.tokenizer.pad_id)
+        source = pad(sources, self.tokenizer.pad_id)
         is_video = "video" in name
         features, mask, labels = self._videos(rows) if is_video else self._pictures(rows)
         batch = Batch(
-            name, (), source, source != self.tokenizer.pad_id, features, _pad(targets, -100), torch.ones(len(rows)),
+            name, (), source, source != self.tokenizer.pad_id, features, pad(targets, -100), torch.ones(len(rows)),
             feature_kind="frame" if is_video else "grid", feature_mask=mask,
         )  # fmt: skip
         return batch, labels
@@ -190,6 +187,13 @@ def option(text: str, answer: str) -> tuple[str, str]:
     return "pick: " + text, options[answer]
 
 
-def _pad(lists: list[list[int]], value: int) -> torch.Tensor:
+def masked_ids(tokenizer: BartText, text: str) -> list[int]:
+    """Ids of `text` without end tokens; each "<mask>" is the tokenizer's mask token."""
+    first, *rest = [tokenizer.encode(piece) for piece in text.split("<mask>")]
+    return first + [i for piece in rest for i in (tokenizer.raw.mask_token_id, *piece)]
+
+
+def pad(lists: list[list[int]], value: int) -> torch.Tensor:
+    """(len(lists), length of the longest), filled up with `value`."""
     width = max(map(len, lists))
     return torch.tensor([ids + [value] * (width - len(ids)) for ids in lists])

@@ -52,7 +52,7 @@ def cloze(scene: Scene, rng: random.Random, *, easy: float = 1.0) -> list[Cloze]
     object alone: they are learned long before the others.
     """
     found: list[Cloze] = []
-    for make in _ONE_PICTURE:
+    for make in KINDS_OF_PICTURES:
         if easy < 1 and make in _EASY and rng.random() >= easy:
             continue
         found += make(scene, rng)
@@ -63,7 +63,7 @@ def cloze(scene: Scene, rng: random.Random, *, easy: float = 1.0) -> list[Cloze]
 def cloze_pair(left: Scene, right: Scene, rng: random.Random) -> list[Cloze]:
     """Masked statements about two pictures (about ten, in random order); answers as in `cloze`, or "left"/"right"."""
     found: list[Cloze] = []
-    for make in _TWO_PICTURES:
+    for make in KINDS_OF_PAIRS:
         found += make(left, right, rng)
     rng.shuffle(found)
     return found
@@ -309,6 +309,6 @@ def _judge(statement: str, is_true: bool, rng: random.Random) -> Cloze:
     return text.format(m=MASK, s=statement), "true" if is_true else "false"
 
 
-_ONE_PICTURE = (_attributes, _is_attribute, _exists, _counts, _compares, _same, _relations, _quarters)
+KINDS_OF_PICTURES = (_attributes, _is_attribute, _exists, _counts, _compares, _same, _relations, _quarters)
 _EASY = (_attributes, _is_attribute, _exists)
-_TWO_PICTURES = (_numbers_of_pair, _presence_in_pair, _comparison_of_pair, _attribute_in_pair)
+KINDS_OF_PAIRS = (_numbers_of_pair, _presence_in_pair, _comparison_of_pair, _attribute_in_pair)
