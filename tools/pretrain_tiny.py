@@ -1,7 +1,8 @@
 """Pretrain the tiny CLIP-BART that ships with the package (mtvl/backbones/weights/tiny), from nothing but miniworld.
 
     python tools/pretrain_tiny.py OUT [--tower-steps 700] [--steps 12000] [--seed 0]
-    python tools/pretrain_tiny.py OUT2 --start OUT [--steps 8000]
+    python tools/pretrain_tiny.py OUT2 --start OUT [--steps 7000]
+    python tools/pretrain_tiny.py OUT3 --start OUT2 [--steps 5000]
 
 1. Towers: a small CLIP residual tower learns to name the attributes of the object on each lattice cell; a linear head
    on top of it, those of the object in each quarter of a video frame.
@@ -9,7 +10,8 @@
 3. Language model: everything but the towers learns to fill masked words of statements about pictures and videos, to
    choose among options, to describe pictures densely, and to restore damaged sentences without any picture.
 4. With `--start` the towers, the tokenizer and the weights of an earlier run are taken, and a mix with more of what is
-   still hard then: relations between objects, numbers, two pictures, videos.
+   still hard then: relations between objects, numbers, two pictures, videos. A run that starts from such a run has many
+   judgements, "yes" or "no", about one reading of a picture.
 
 Pictures and videos come from the split "pretrain": disjoint seeds, and none of the compositions that are held out for
 tests. The wording of the benchmarks is read as text alone, about scenes of that split: never with a picture, no question
@@ -27,10 +29,11 @@ import random
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from pretraining.clock import Clock
-from pretraining.stream import Stream, episodes_of, scenes_of
+from pretraining.stream import LAST_ROUND, Stream, episodes_of, scenes_of
 from pretraining.text import begin, pretrain_text
 from pretraining.towers import encode_all, pretrain_frame_head, pretrain_tower
 from safetensors.torch import save_file
@@ -69,7 +72,7 @@ def corpus(scenes: list[Scene], episodes: list[Episode], seed: int) -> list[str]
     return texts + words * 20 + [f"{prompts} [choices] a0: a1: a2: a3: a4:"] * 200
 
 
-def towers(out: Path, args: argparse.Namespace, record: dict[str, object]) -> tuple[GridTower, FrameTower]:
+def towers(out: Path, args: argparse.Namespace, record: dict[str, Any]) -> tuple[GridTower, FrameTower]:
     """Both towers as users will have them: written to `out`, rounded to float16, read again."""
     file = out / "tower.safetensors"
     if file.is_file():
@@ -87,12 +90,19 @@ def towers(out: Path, args: argparse.Namespace, record: dict[str, object]) -> tu
     return grid, FrameTower("tiny", str(file))
 
 
+def rounds(recipe: dict[str, Any]) -> int:
+    """How many finished runs this one goes on from, one after the other."""
+    return 1 + rounds(recipe["start"]) if "start" in recipe else 0
+
+
 def half(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Floats as float16, the rest as it is."""
     return {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
 
 
-def make_stream(out: Path, tokenizer: BartText, grid: GridTower, frame: FrameTower, args: argparse.Namespace) -> Stream:
+def make_stream(
+    out: Path, tokenizer: BartText, grid: GridTower, frame: FrameTower, args: argparse.Namespace, round_: int
+) -> Stream:
     """Pictures and videos with their features."""
     scenes, episodes = scenes_of(args.seed, args.pictures), episodes_of(args.seed, args.videos)
     ticks = [e.scene(t) for e in episodes for t in range(e.ticks)]
@@ -100,8 +110,7 @@ def make_stream(out: Path, tokenizer: BartText, grid: GridTower, frame: FrameTow
         encode_all(grid.encode, scenes, out / "grids.pt"), encode_all(frame.encode, ticks, out / "frames.pt")
     )  # fmt: skip
     # Other draws than those of the run that it goes on from.
-    seed = args.seed + 1000 * bool(args.start)
-    return Stream(tokenizer, scenes, grids, episodes, frames, seed, args.rows, further=bool(args.start))
+    return Stream(tokenizer, scenes, grids, episodes, frames, args.seed + 1000 * round_, args.rows, round_=round_)
 
 
 def main() -> int:
@@ -122,7 +131,7 @@ def main() -> int:
         parser.error(f"--start expects the folder of a finished run with its backbone.json, found none in {args.start}")
     out: Path = args.out
     out.mkdir(parents=True, exist_ok=True)
-    record: dict[str, object] = {k: getattr(args, k) for k in ("seed", "pictures", "videos", "rows")}
+    record: dict[str, Any] = {k: getattr(args, k) for k in ("seed", "pictures", "videos", "rows")}
     record |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
     if args.start:
         record["start"] = json.loads((args.start / "backbone.json").read_text())["recipe"]
@@ -145,7 +154,7 @@ def main() -> int:
     if not args.start:
         begin(model)
     print(f"language model: {sum(p.numel() for p in model.parameters()):,} parameters")
-    stream = make_stream(out, tokenizer, grid, frame, args)
+    stream = make_stream(out, tokenizer, grid, frame, args, min(rounds(record), LAST_ROUND))
     clock = Clock("text", args.minutes, args.steps)
     found = pretrain_text(clock, model, stream, out / "state.pt", FURTHER_PEAK if args.start else PEAK)
     record |= {"text": found, "steps": clock.step}

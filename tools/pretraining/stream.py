@@ -10,6 +10,7 @@ import torch
 
 from mtvl.backbones.tokenizers import BartText
 from mtvl.data.miniworld.episode import Episode, episode_at
+from mtvl.data.miniworld.judgements import glance, judge, judge_pair
 from mtvl.data.miniworld.language import cloze, cloze_pair, describe
 from mtvl.data.miniworld.prose import infill, sentences
 from mtvl.data.miniworld.relations import both, seen_from, shared_attributes, tally
@@ -19,22 +20,26 @@ from mtvl.data.miniworld.video_story import story
 from mtvl.types import Batch
 from pretraining.towers import SPLIT_SEED, quarter_labels
 
-# Kinds of batches and their shares in the first fifth of a run, later, and in a run that goes on from finished weights.
-# Whole descriptions come first, since every word of them is about what is seen; they are long and slow.
+# Kinds of batches and their shares: in the first fifth of a run, later, and in a first and a second run that goes on from
+# finished weights. Whole descriptions come first, since every word of them is about what is seen; they are long and slow.
 MIX = {
-    "one": (0.30, 0.30, 0.16),  # masked statements about a picture
-    "two": (0.08, 0.15, 0.16),  # about two pictures
-    "all": (0.22, 0.05, 0.02),  # every object of a picture
-    "relate": (0.0, 0.0, 0.16),  # relations between all objects of a picture
-    "relate two": (0.0, 0.0, 0.12),  # the objects of two pictures, and how many
-    "video": (0.14, 0.22, 0.18),  # masked statements about a video
-    "story video": (0.16, 0.06, 0.07),  # all that happens in a video
-    "pick video": (0.02, 0.09, 0.06),  # a masked statement with options to choose from
-    "pick one": (0.01, 0.04, 0.02),
-    "text": (0.07, 0.09, 0.05),  # damaged sentences, no picture
+    "one": (0.30, 0.30, 0.16, 0.06),  # masked statements about a picture
+    "two": (0.08, 0.15, 0.16, 0.08),  # about two pictures
+    "all": (0.22, 0.05, 0.02, 0.03),  # every object of a picture
+    "relate": (0.0, 0.0, 0.16, 0.08),  # relations between all objects of a picture
+    "relate two": (0.0, 0.0, 0.12, 0.06),  # the objects of two pictures, and how many
+    "judge": (0.0, 0.0, 0.0, 0.22),  # many statements about a picture: true or not
+    "judge two": (0.0, 0.0, 0.0, 0.18),
+    "glance": (0.0, 0.0, 0.0, 0.06),  # the objects as they catch the eye
+    "video": (0.14, 0.22, 0.18, 0.10),  # masked statements about a video
+    "story video": (0.16, 0.06, 0.07, 0.04),  # all that happens in a video
+    "pick video": (0.02, 0.09, 0.06, 0.04),  # a masked statement with options to choose from
+    "pick one": (0.01, 0.04, 0.02, 0.01),
+    "text": (0.07, 0.09, 0.05, 0.04),  # damaged sentences, no picture
 }
 CACHED = 300_000  # texts whose ids are kept; twelve thousand steps would fill gigabytes
-EASY = 0.25  # share of the statements about one object alone that such a further run reads
+LAST_ROUND = 2
+EASY = 0.25  # share of the statements about one object alone that a further run reads
 MOST_STATEMENTS = 4  # about the same picture in one sample: one reading of a picture answers all of them
 Sample = tuple[tuple[int, ...], str, str]  # pictures or one video, source, target
 
@@ -54,9 +59,9 @@ class Stream:
 
     def __init__(
         self, tokenizer: BartText, scenes: list[Scene], grids: torch.Tensor, episodes: list[Episode], frames: torch.Tensor,
-        seed: int, rows: int, *, further: bool = False,
+        seed: int, rows: int, *, round_: int = 0,
     ) -> None:  # fmt: skip
-        self.further = further
+        self.round = round_
         self.tokenizer, self.rows = tokenizer, rows
         self.scenes, self.grids, self.episodes, self.frames = scenes, grids, episodes, frames
         self.starts = np.cumsum([0, *(e.ticks for e in episodes)])
@@ -108,12 +113,12 @@ class Stream:
         rng, pool = self.rng, self.pool
         for index in rng.sample(range(len(self.scenes)), min(512, len(self.scenes))):
             scene, other = self.scenes[index], rng.randrange(len(self.scenes))
-            statements = cloze(scene, rng, easy=EASY if self.further else 1.0)
+            statements = cloze(scene, rng, easy=EASY if self.round else 1.0)
             pool["one"] += [((index,), *item) for item in self._packed("fill:", statements, 4)]
             pool["all"].append(((index,), "describe:", describe(scene, rng)))
             pairs = cloze_pair(scene, self.scenes[other], rng)
             pool["two"] += [((index, other), *item) for item in self._packed("pair:", pairs, 2)]
-            if self.further:
+            if self.round:
                 asked = [
                     seen_from(scene, rng),
                     seen_from(scene, rng),
@@ -123,6 +128,10 @@ class Stream:
                 pool["relate"] += [((index,), *item) for item in asked if item]
                 two = (scene, self.scenes[other])
                 pool["relate two"] += [((index, other), *item) for item in (tally(two, rng), both(*two, rng))]
+            if self.round == LAST_ROUND:
+                pool["judge"] += [((index,), *judge(scene, rng)) for _ in range(2)]
+                pool["judge two"] += [((index, other), *judge_pair(scene, self.scenes[other], rng)) for _ in range(2)]
+                pool["glance"].append(((index,), *glance(scene, rng)))
             pool["pick one"] += [((index,), *option(*item)) for item in self._some(pick_scene(scene, rng), 2)]
             texts = [infill(t, rng) for t in rng.sample(sentences(scene, rng), 2)]
             pool["text"] += [((), "text: " + damaged, whole) for damaged, whole in texts]
@@ -142,7 +151,7 @@ class Stream:
 
         These are (B, V, 4), one row a visual token, zeros where there is no object.
         """
-        phase = 2 if self.further else int(share >= 0.2)
+        phase = self.round + 1 if self.round else int(share >= 0.2)
         name = self.rng.choices(list(MIX), [shares[phase] for shares in MIX.values()])[0]
         while len(self.pool[name]) < self.rows:
             self._refill()

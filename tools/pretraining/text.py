@@ -72,7 +72,16 @@ def losses_of(
 
 
 SAVE_EVERY = 250
-LISTS = ("all", "text", "story video", "relate", "relate two")  # long answers: their loss is shown, not whole hits
+LISTS = (
+    "all",
+    "text",
+    "story video",
+    "relate",
+    "relate two",
+    "judge",
+    "judge two",
+    "glance",
+)  # long answers: their loss is shown, not whole hits
 Recent = dict[str, list[float]]  # figures of the last batches of each kind
 
 
