@@ -84,6 +84,7 @@ class OptimConfig:
     warmup_ratio: float = 0.1
     schedule: str = "linear"  # linear | constant
     clip_norm: float = 5.0  # 0 = off
+    backbone_lr_scale: float = 1.0  # times lr: weights that a method trains and did not add (norms, visual embedding)
 
 
 @dataclass(frozen=True)
@@ -304,6 +305,7 @@ def _check_numbers(config: RunConfig) -> None:
         "data.workers": config.data.workers, "data.max_examples": config.data.max_examples,
         "train.validate_every": config.train.validate_every, "train.validate_examples": config.train.validate_examples,
         "optim.clip_norm": config.optim.clip_norm, "optim.weight_decay": config.optim.weight_decay,
+        "optim.backbone_lr_scale": config.optim.backbone_lr_scale,
         "evaluate.num_beams": config.evaluate.num_beams,
     }  # fmt: skip
     for key, number in not_negative.items():

@@ -99,6 +99,11 @@ class Model(nn.Module):
         """Trained parameters by name."""
         return {n: p for n, p in self.named_parameters() if p.requires_grad}
 
+    def added(self) -> set[str]:
+        """Names of the trained parameters that the method added; the others came with the backbone."""
+        added = set(owner_of(self.plan))
+        return {n for n in self.trainable() if n.removeprefix("backbone.") in added}
+
     def tasks_of_parameters(self) -> dict[str, str | None]:
         """Task that owns each trained parameter; None where it is shared by all.
 

@@ -8,7 +8,7 @@ names the groups of a step, and all others keep parameters, moments and step cou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,17 +18,21 @@ from torch.optim.adamw import adamw as torch_adamw
 from mtvl.config import OptimConfig
 from mtvl.errors import EngineError, near_names
 
-GROUP_KEY = "mtvl_group"  # survives DeepSpeed's copies of the group dictionaries
+GROUP_KEY, SCALE_KEY = "mtvl_group", "mtvl_scale"  # survive DeepSpeed's copies of the group dictionaries
 
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that are optimised together. `names` are `named_parameters()` names; task None means shared."""
+    """Parameters that are optimised together. `names` are `named_parameters()` names; task None means shared.
+
+    They step at `scale` times the learning rate.
+    """
 
     name: str
     task: str | None
     decay: bool
     names: tuple[str, ...]
+    scale: float = 1.0
 
 
 def learning_rate(step: int, config: OptimConfig, total_steps: int) -> float:
@@ -73,13 +77,13 @@ class GroupOptimizer(torch.optim.Optimizer):
             self.state[tensor] = {name: torch.zeros_like(tensor, requires_grad=False) for name in self.state_names}
 
     def begin(self, active: Iterable[str], lr: float) -> None:
-        """Open a window: `active` groups may move, all with rate `lr`."""
+        """Open a window: `active` groups may move, with rate `lr` times their scale."""
         self.active = frozenset(active)
         unknown = self.active - self.counts.keys()
         if unknown:
             raise EngineError(f"no parameter group {sorted(unknown)}; {near_names(sorted(unknown)[0], self.counts)}")
         for group in self.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get(SCALE_KEY, 1.0)
 
     def cancel(self) -> None:
         """Make the coming `step` calls of this window do nothing."""
@@ -182,26 +186,30 @@ OPTIMIZERS: Mapping[str, type[GroupOptimizer]] = {"adamw": AdamW, "adamw_referen
 
 
 def parameter_groups(
-    trainable: Mapping[str, torch.Tensor], tasks: Mapping[str, str | None], optimizer: str
+    trainable: Mapping[str, torch.Tensor],
+    tasks: Mapping[str, str | None],
+    config: OptimConfig,
+    added: Collection[str] = (),
 ) -> list[ParameterGroup]:
-    """One group per task and decay setting of the `trainable` parameters; `tasks` names the owner of each.
+    """One group per task, decay setting and rate of the `trainable` parameters; `tasks` names the owner of each.
 
     adamw, sgd: biases and norms are not decayed. adamw_reference: only names with "bias" or "LayerNorm.weight" are not
-    decayed, as in the reference; no norm of BART is called that (*Source:* VL-Adapter's trainer, measured).
+    decayed, as in the reference; no norm of BART is called that (*Source:* VL-Adapter's trainer, measured). Parameters
+    not in `added` came with the backbone and take `config.backbone_lr_scale`.
     """
     spared = ("bias", "LayerNorm.weight")
-    grouped: dict[tuple[str | None, bool], list[str]] = {}
+    grouped: dict[tuple[str, bool, float], list[str]] = {}
     for name, parameter in trainable.items():
         is_spared = any(word in name for word in spared)
-        decay = not is_spared if optimizer == "adamw_reference" else parameter.ndim > 1
-        grouped.setdefault((tasks[name], decay), []).append(name)
-    order = sorted(grouped, key=lambda key: (key[0] or "", key[1]))
-    return [
-        ParameterGroup(
-            f"{task or 'shared'}/{'decay' if decay else 'no_decay'}", task, decay, tuple(grouped[task, decay])
-        )
-        for task, decay in order
-    ]
+        decay = not is_spared if config.name == "adamw_reference" else parameter.ndim > 1
+        scale = 1.0 if name in added else config.backbone_lr_scale
+        grouped.setdefault((tasks[name] or "", decay, scale), []).append(name)
+    groups = []
+    for task, decay, scale in sorted(grouped):
+        ending = "" if scale == 1 else f"/lr x {scale:g}"
+        name = f"{task or 'shared'}/{'decay' if decay else 'no_decay'}{ending}"
+        groups.append(ParameterGroup(name, task or None, decay, tuple(grouped[task, decay, scale]), scale))
+    return groups
 
 
 def check_groups(parameters: Mapping[str, torch.Tensor], groups: Sequence[ParameterGroup]) -> None:
@@ -243,6 +251,7 @@ def build_optimizer(
             "params": [parameters[name] for name in group.names],
             "weight_decay": config.weight_decay if group.decay else 0.0,
             GROUP_KEY: group.name,
+            SCALE_KEY: group.scale,
         }
         for group in groups
         if group.names

@@ -104,7 +104,9 @@ class Run:
             examples, self.workspace.tasks, schedule, self.workspace.collator, config, dist.rank(), dist.world_size()
         )
         self.say(self.model.plan.table())
-        groups = parameter_groups(self.model.trainable(), self.model.tasks_of_parameters(), config.optim.name)
+        groups = parameter_groups(
+            self.model.trainable(), self.model.tasks_of_parameters(), config.optim, self.model.added()
+        )
         self.engine = Engine(self.model, groups, config, self.loader.micro_steps)
         torch.manual_seed(
             stable_bits("dropout", config.seed, dist.rank()) % 2**63

@@ -40,7 +40,7 @@ def test_idle_tasks_stand_still(petl: dict, tiny_config: MakeConfig, make_batch:
     model = randomise(build_model(tiny_config(petl))).train()
     trainable, config = model.trainable(), OptimConfig(name="adamw", lr=1e-2, weight_decay=0.1)
     owners = model.tasks_of_parameters()
-    groups = [g for g in parameter_groups(trainable, owners, config.name) if g.names]
+    groups = [g for g in parameter_groups(trainable, owners, config) if g.names]
     assert {g.task for g in groups if g.task} == (set(model.plan.tasks) if model.plan.is_task_private else set())
     optimizer = build_optimizer(trainable, groups, config)
     optimizer.allocate(trainable.values())

@@ -11,7 +11,7 @@ from toy_model import Toy, toy_groups
 
 from mtvl.config import OptimConfig
 from mtvl.errors import EngineError
-from mtvl.optim import GROUP_KEY, ParameterGroup, build_optimizer, check_groups, learning_rate
+from mtvl.optim import GROUP_KEY, ParameterGroup, build_optimizer, check_groups, learning_rate, parameter_groups
 
 SHAPES = ((7, 3), (5,), (1,), (4, 2))
 
@@ -183,6 +183,26 @@ def test_groups_must_be_the_trainable_set(change: str, message: str) -> None:
 def test_right_groups_pass() -> None:
     model = Toy()
     check_groups(dict(model.named_parameters()), toy_groups(model))
+
+
+def test_what_came_with_the_backbone_may_step_at_another_rate() -> None:
+    named = {f"p{i}": p for i, p in enumerate(tensors(0))}
+    owners = dict.fromkeys(named)
+    plain = parameter_groups(named, owners, OptimConfig(), {"p0", "p1"})
+    assert [(g.name, g.names) for g in plain] == [("shared/no_decay", ("p1", "p2")), ("shared/decay", ("p0", "p3"))]
+    config = OptimConfig(name="sgd", lr=0.5, weight_decay=0.0, warmup_ratio=0.0, backbone_lr_scale=0.1)
+    groups = parameter_groups(named, owners, config, {"p0", "p1"})
+    assert {n: g.scale for g in groups for n in g.names} == {"p0": 1.0, "p1": 1.0, "p2": 0.1, "p3": 0.1}
+    before = {n: p.detach().clone() for n, p in named.items()}
+    optimizer = build_optimizer(named, groups, config)
+    optimizer.allocate(named.values())
+    for parameter, gradient in zip(named.values(), gradients(1), strict=True):
+        parameter.grad = gradient
+    optimizer.begin([g.name for g in groups], config.lr)
+    optimizer.step()
+    for (name, parameter), gradient in zip(named.items(), gradients(1), strict=True):
+        rate = 0.5 if name in ("p0", "p1") else 0.5 * 0.1
+        torch.testing.assert_close(parameter.detach(), before[name] - rate * gradient, rtol=1e-6, atol=1e-6)
 
 
 def test_learning_rate() -> None:

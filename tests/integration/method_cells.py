@@ -86,7 +86,7 @@ def plain(config: RunConfig) -> tuple[dict[str, torch.Tensor], list[float]]:
     """The same training without DeepSpeed, on one process: whole slots, gradients None for absent tasks."""
     model = build_model(config).train()
     trainable, losses = model.trainable(), []
-    groups = [g for g in parameter_groups(trainable, model.tasks_of_parameters(), config.optim.name) if g.names]
+    groups = [g for g in parameter_groups(trainable, model.tasks_of_parameters(), config.optim) if g.names]
     optimizer = build_optimizer(trainable, groups, config.optim)
     optimizer.allocate(trainable.values())
     for step, tasks in enumerate(STEPS):
@@ -115,7 +115,7 @@ def check(method: str, stage: int) -> dict[str, Any]:
     config = make_config(method, stage)
     model: Model = build_model(config)
     owners = model.tasks_of_parameters()
-    engine = Engine(model, parameter_groups(model.trainable(), owners, config.optim.name), config, 2)
+    engine = Engine(model, parameter_groups(model.trainable(), owners, config.optim), config, 2)
     idle_moved, active_stood, losses = [], [], []
     private = [n for n, owner in owners.items() if owner is not None]
     before = snapshot(engine, private)

@@ -207,7 +207,7 @@ def check_parameters(case: Case, report: Report, model: Model, names: Mapping[st
     config = optim_config(facts)
     decay = {
         n: config.weight_decay * g.decay
-        for g in parameter_groups(model.trainable(), model.tasks_of_parameters(), config.name)
+        for g in parameter_groups(model.trainable(), model.tasks_of_parameters(), config)
         for n in g.names
     }
     report.mapping("weight decay", decay, {n: p["weight_decay"] for n, p in listed.items()})
@@ -305,7 +305,7 @@ def check_training(
     """One optimizer step per task of `sequence`, from the recorded state; then the values of all trained parameters."""
     model, _ = build(case)
     config, label = optim_config(case.facts), after.removeprefix("expect/").rstrip("/")
-    groups = [g for g in parameter_groups(model.trainable(), model.tasks_of_parameters(), config.name) if g.names]
+    groups = [g for g in parameter_groups(model.trainable(), model.tasks_of_parameters(), config) if g.names]
     parameters = model.trainable()
     start = {n: p.detach().clone() for n, p in parameters.items()}
     optimizer = build_optimizer(parameters, groups, config)

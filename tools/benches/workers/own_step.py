@@ -34,7 +34,7 @@ def prepare() -> tuple[Step, str]:
     ])  # fmt: skip
     start()
     model = build_model(config)
-    engine = Engine(model, parameter_groups(model.trainable(), model.tasks_of_parameters(), "adamw"), config, 1)
+    engine = Engine(model, parameter_groups(model.trainable(), model.tasks_of_parameters(), config.optim), config, 1)
     torch.manual_seed(0)
     words = torch.randint(10, 1000, (ROWS, SOURCE))
     batch = Batch(
