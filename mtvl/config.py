@@ -55,6 +55,7 @@ class MixtureConfig:
     weights: dict[str, float] = field(default_factory=dict)
     slots: int = 1  # tasks per optimizer step
     block: int = 100  # slots per block; shares are exact in every block
+    bucket: int = 1  # slots of a task whose rows are shared out by length, for less padding; 1 = as drawn
     loss_weights: dict[str, float] = field(default_factory=dict)
 
 

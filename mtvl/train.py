@@ -97,7 +97,8 @@ class Run:
         self.workspace.prepare([(task, split) for task in config.tasks for split in splits])
         examples = {task: self.workspace.examples(task, "train") for task in config.tasks}
         sizes = {task: len(rows) for task, rows in examples.items()}
-        schedule = Schedule(sizes, config.mixture, config.train.global_batch, config.seed)
+        lengths = {t: [sum(len(s.text) for s in e.segments) for e in rows] for t, rows in examples.items()}
+        schedule = Schedule(sizes, config.mixture, config.train.global_batch, config.seed, lengths=lengths)
         self.shares = schedule.shares()
         self.identity = identity_of(config, self, schedule, examples)
         self.loader = Loader(

@@ -39,6 +39,8 @@ class Mixture(Protocol):
     def slots(self) -> int: ...
     @property
     def block(self) -> int: ...
+    @property
+    def bucket(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -153,10 +155,11 @@ class Schedule:
         global_batch: int,
         seed: int,
         batch_scale: Mapping[str, float] | None = None,
+        lengths: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         scale = dict(batch_scale or {})
         _check(sizes, config, global_batch, scale)
-        self.seed, self.num_slots, self.block = seed, config.slots, config.block
+        self.seed, self.num_slots, self.block, self.bucket = seed, config.slots, config.block, config.bucket
         self.tasks = tuple(sorted(sizes))
         self.sizes = {task: int(sizes[task]) for task in self.tasks}
         self.batch = {task: max(1, round(global_batch * scale.get(task, 1.0))) for task in self.tasks}
@@ -165,6 +168,10 @@ class Schedule:
         whole = [int(w * common) for w in weights]
         divisor = math.gcd(*whole)
         self._quota = _Quota([w // divisor for w in whole], self.block)
+        if self.bucket > 1 and lengths is None:
+            raise ValueError("'mixture.bucket' above 1 needs the lengths of all examples")
+        self._lengths = {t: np.asarray((lengths or {})[t]) for t in self.tasks} if self.bucket > 1 else {}
+        self._bucket = lru_cache(maxsize=2 * len(self.tasks))(self._make_bucket)
         self._block = lru_cache(maxsize=16)(self._make_block)
         self._group = lru_cache(maxsize=2 * len(self.tasks) + 2)(self._make_group)
 
@@ -173,6 +180,7 @@ class Schedule:
         """Changes whenever the plan does; a resume under another plan can be refused by it."""
         plan = (self.seed, self.num_slots, self.block, self._quota.weights)
         tasks = [(t, self.sizes[t], self.batch[t]) for t in self.tasks]
+        plan += tuple((self.bucket, rows.tolist()) for rows in self._lengths.values())
         return f"{stable_bits(repr((plan, tasks))):032x}"
 
     def shares(self) -> dict[str, float]:
@@ -198,10 +206,25 @@ class Schedule:
         block, place = divmod(step * self.num_slots + index, self.block)
         number, earlier = self._block(block)[place]
         task = self.tasks[number]
-        size, batch = self.sizes[task], self.batch[task]
-        first = earlier * batch
+        if self.bucket > 1:
+            return self._bucket(task, earlier // self.bucket)[earlier % self.bucket]
+        return self._plain_slot(task, earlier, 1)
+
+    def _plain_slot(self, task: str, number: int, times: int) -> Slot:
+        """The samples of slot `number` of `task`, when slots are `times` as long as they are."""
+        size, batch = self.sizes[task], self.batch[task] * times
+        first = number * batch
         epochs = tuple((first + i) // size for i in range(batch))
         return Slot(task, self._samples(task, first, batch), epochs)
+
+    def _make_bucket(self, task: str, number: int) -> tuple[Slot, ...]:
+        """`bucket` slots of a task with rows of like length in each; which comes first is drawn."""
+        whole, batch = self._plain_slot(task, number, self.bucket), self.batch[task]
+        rows = np.argsort(self._lengths[task][list(whole.ids)], kind="stable").reshape(self.bucket, batch).tolist()
+        order = _permutations(stable_bits(self.seed, "bucket", task, number), 1, self.bucket)[0].tolist()
+        return tuple(
+            Slot(task, tuple(whole.ids[i] for i in rows[k]), tuple(whole.epochs[i] for i in rows[k])) for k in order
+        )
 
     def _make_block(self, block: int) -> tuple[tuple[int, int], ...]:
         """(task number, slots of that task earlier in the run) for every place of a block."""
@@ -249,7 +272,7 @@ def _check(sizes: Mapping[str, int], config: Mixture, global_batch: int, scale: 
         if size < 1:
             raise ConfigError(f"task '{task}' has {size} training examples; leave it out or check its training files")
     for name, value in (("train.global_batch", global_batch), ("mixture.slots", config.slots),
-                        ("mixture.block", config.block)):  # fmt: skip
+                        ("mixture.block", config.block), ("mixture.bucket", config.bucket)):  # fmt: skip
         if value < 1:
             raise ConfigError(f"'{name}' must be at least 1, found {value}")
     for name, table in (("mixture.weights", config.weights), ("batch scale", scale)):

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from mtvl.config import MixtureConfig
@@ -190,3 +192,24 @@ def test_million_examples_are_fast() -> None:
 def test_impossible_mixtures_are_refused(sizes: dict, config: MixtureConfig, scale: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Schedule(sizes, config, 4, 0, scale)
+
+
+def test_buckets_share_rows_out_by_length_and_leave_epochs_whole() -> None:
+    rng = np.random.default_rng(0)
+    sizes, config = {"a": 120, "b": 50}, MixtureConfig(law="equal", block=10, bucket=4)
+    lengths = {task: rng.integers(5, 90, size) for task, size in sizes.items()}
+    plain = Schedule(sizes, replace(config, bucket=1), 8, 2)
+    sorted_ = Schedule(sizes, config, 8, 2, lengths=lengths)
+    assert plain.fingerprint != sorted_.fingerprint
+    spread = {}
+    for schedule in (plain, sorted_):
+        slots = [s for step in range(160) for s in schedule.slots(step)]
+        spread[schedule] = sum(int(np.ptp(lengths[s.task][list(s.ids)])) for s in slots)
+        for task, size in sizes.items():
+            own = [(e, i) for s in slots if s.task == task for i, e in zip(s.ids, s.epochs, strict=True)]
+            assert len(own) == len(set(own))
+            assert sorted(own)[: 5 * size] == [(e, i) for e in range(5) for i in range(size)]
+    assert spread[sorted_] < 0.5 * spread[plain]
+    assert sorted_.slots(77) == Schedule(sizes, config, 8, 2, lengths=lengths).slots(77)
+    shifted = {**lengths, "a": lengths["a"][::-1]}
+    assert Schedule(sizes, config, 8, 2, lengths=shifted).fingerprint != sorted_.fingerprint
