@@ -14,6 +14,7 @@ import argparse
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -30,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from recipe_checks.header import Header, chosen  # noqa: E402
 
-from mtvl.config import load_run_config  # noqa: E402
+from mtvl.config import RunConfig, load_run_config  # noqa: E402
 from mtvl.errors import MtvlError  # noqa: E402
 from mtvl.report import format_seconds  # noqa: E402
 
@@ -49,6 +50,9 @@ def run_one(header: Header, root: Path, folder: Path, steps: int, changes: Seque
         line, faults = receiver.recv()
     except EOFError:
         line, faults = f"FAIL {header.name}", []
+    except BaseException:  # asked to stop: the child must not stay behind
+        child.kill()
+        raise
     child.join()
     if child.exitcode:
         tail = log.read_text(errors="replace").splitlines()[-15:] if log.is_file() else []
@@ -81,11 +85,17 @@ def smoke_all(headers: Sequence[Header], steps: int, changes: Sequence[str]) -> 
     from recipe_checks import smoke  # noqa: F401  # slow, and shared by all processes
     from recipe_checks.world import make_stored_world
 
+    from mtvl.workspace import cache_folder
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that process and files are cleared away
     begin, failed = time.monotonic(), 0
     with tempfile.TemporaryDirectory(prefix="mtvl-smoke-") as temporary:
         folder = Path(temporary)
         tasks = dict.fromkeys(task for h in headers for task in load_run_config(h.recipe).tasks)
-        root = make_stored_world(folder, tasks, lambda text: print(text, file=sys.stderr, flush=True))
+        miniworld = cache_folder(RunConfig()) / "miniworld-tiny"  # worth keeping: its videos take seconds
+        root = make_stored_world(
+            folder / "root", miniworld, tasks, lambda text: print(text, file=sys.stderr, flush=True)
+        )
         for done, header in enumerate(headers, start=1):
             run = folder / header.name.replace("/", "-")
             line, faults = run_one(header, root, run, steps, changes)

@@ -20,10 +20,12 @@ from mtvl.tasks import load_task
 PICTURE, VIDEO = (49, 2048), (64, 512)  # RN101's 7 x 7 cells; as many frames of ViT-B/32 as the recipes take
 
 
-def make_stored_world(folder: Path, tasks: Iterable[str], say: Callable[[str], None]) -> Path:
-    """Make the root in `folder`, with features for the training splits of `tasks`, and return it."""
-    pictures = ensure_miniworld(folder / "miniworld", size="tiny", progress=say)
-    root = folder / "stored"
+def make_stored_world(root: Path, miniworld: Path, tasks: Iterable[str], say: Callable[[str], None]) -> Path:
+    """Make the data root `root`, with features for the training splits of `tasks`, and return it.
+
+    `miniworld` is the folder of a tiny miniworld, made when it is not there.
+    """
+    pictures = ensure_miniworld(miniworld, size="tiny", progress=say)
     for file in [*pictures.rglob("*.json"), *pictures.rglob("*.jsonl")]:
         copy = root / file.relative_to(pictures)
         copy.parent.mkdir(parents=True, exist_ok=True)
