@@ -1,4 +1,5 @@
-"""Recipes: frozen dataclasses with defaults, one YAML file, and `key=value` overrides parsed by the field's type.
+"""Recipes: frozen dataclasses with defaults, one YAML file (or a chain of `base` recipes), and `key=value` overrides
+parsed by the field's type.
 
 A section whose content depends on a name (`backbone`, `petl`) stays a plain mapping here; its owner parses it with
 `parse_section` against its own dataclass, so an option of one method is an error under another.
@@ -17,11 +18,10 @@ from typing import Any, TypeVar
 import yaml
 
 from mtvl.errors import ConfigError, near_names
+from mtvl.recipe import NAMED_SECTIONS, narrowed, read_recipe
+from mtvl.recipe import read_yaml as read_yaml  # task files are read the same way
 
 T = TypeVar("T")
-
-# Sections whose keys depend on their `name`, and the name that stands when a recipe leaves the section out.
-NAMED_SECTIONS = {"backbone": "clip_bart", "petl": "adapter"}
 
 
 @dataclass(frozen=True)
@@ -196,23 +196,6 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
     return value
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping; never executes tags."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        folder = Path(path).parent
-        known = [p.name for p in folder.glob("*.yaml")] if folder.is_dir() else []
-        raise ConfigError(f"no file {path}; {near_names(Path(path).name, known)}") from None
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected keys and values at the top, found {type(values).__name__}")
-    return values
-
-
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Return a copy of nested `values` with `a.b=c` overrides set; the right side is read as YAML.
 
@@ -249,9 +232,13 @@ def _copy(value: Any) -> Any:
 
 
 def load_run_config(recipe: str | Path, tasks: Sequence[str] = (), overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a recipe, apply `--tasks` and overrides, check it as a whole."""
+    """Read a recipe with its bases, apply `--tasks` and overrides, check it as a whole.
+
+    With `tasks` the recipe's settings for tasks of its own that are not among them are left out.
+    """
     defaults = {section: {"name": name} for section, name in NAMED_SECTIONS.items()}
-    values = apply_overrides({**defaults, **read_yaml(recipe)}, overrides)
+    values = read_recipe(recipe)
+    values = apply_overrides({**defaults, **(narrowed(values, tasks) if tasks else values)}, overrides)
     if tasks:
         values["tasks"] = list(tasks)
     config = parse_section(RunConfig, values)

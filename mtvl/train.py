@@ -241,8 +241,12 @@ def train(config: RunConfig, folder: Path, *, resume: str = "auto") -> RunResult
     check_recipe(config)
     if resume not in ("auto", "never"):
         require_folder(Path(resume))  # before data and model are built
-    run = Run(config, folder)
-    steps = config.train.steps
+    return carry_out(Run(config, folder), resume)
+
+
+def carry_out(run: Run, resume: str = "auto") -> RunResult:
+    """What `train` does once a run is built: resume, the steps that are left, validation, checkpoints, export, DONE."""
+    config, folder, steps = run.config, run.folder, run.config.train.steps
     run.resume(resume)
     if run.first == steps and (finished := dist.broadcast_object(read_done(folder))):
         run.say(f"{folder} is complete (step {finished['step']}); nothing to do")

@@ -21,7 +21,7 @@ check() {
 
 check lint "$PYTHON" -m ruff check .
 check format "$PYTHON" -m ruff format --check .
-check types "$PYTHON" -m mypy mtvl/{types,sites,errors,dist,config,registry}.py mtvl/data mtvl/metrics mtvl/objectives
+check types "$PYTHON" -m mypy mtvl/{types,sites,errors,dist,config,recipe,registry}.py mtvl/data mtvl/metrics mtvl/objectives
 check tests "$PYTHON" -m pytest "$@"
 
 echo

@@ -1,0 +1,1 @@
+"""Full-size recipes: what their headers say, and whether they do it."""

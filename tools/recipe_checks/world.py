@@ -1,0 +1,54 @@
+"""A small data root as VL-Adapter's users have it: annotations of the tiny miniworld, and stored features for all of it.
+
+The features are random numbers of the published shapes, so no tower has to be there to make them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from mtvl.data.features.stored import NAME, is_stored
+from mtvl.data.miniworld.write import ensure_miniworld
+from mtvl.tasks import load_task
+
+PICTURE, VIDEO = (49, 2048), (64, 512)  # RN101's 7 x 7 cells; as many frames of ViT-B/32 as the recipes take
+
+
+def make_stored_world(root: Path, miniworld: Path, tasks: Iterable[str], say: Callable[[str], None]) -> Path:
+    """Make the data root `root`, with features for the training splits of `tasks`, and return it.
+
+    `miniworld` is the folder of a tiny miniworld, made when it is not there.
+    """
+    pictures = ensure_miniworld(miniworld, size="tiny", progress=say)
+    for file in [*pictures.rglob("*.json"), *pictures.rglob("*.jsonl")]:
+        copy = root / file.relative_to(pictures)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+    for name in tasks:
+        task = load_task(name, root=pictures)
+        source = task.source.config
+        pattern = Path(next(p for p in source.pictures + source.videos if is_stored(p)))
+        seen = {path for e in task.examples("train") for path in (*e.visual.images, e.visual.video) if path}
+        for path in sorted(seen):
+            _write(root / pattern.parent / f"{Path(path).stem}{pattern.suffix}")
+    return root
+
+
+def _write(file: Path) -> None:
+    """Random features, half of them zero as behind a ReLU, the same for the same name."""
+    if file.is_file():  # tasks share pictures
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    shape = PICTURE if file.suffix == ".h5" else VIDEO
+    values = np.random.default_rng(zlib.crc32(file.stem.encode())).normal(size=shape).clip(min=0).astype(np.float16)
+    if file.suffix == ".h5":
+        with h5py.File(file, "w") as opened:
+            opened.create_group(file.stem)[NAME] = values
+    else:
+        np.savez(file, **{NAME: values})
