@@ -249,7 +249,12 @@ def _copy(value: Any) -> Any:
 def load_run_config(recipe: str | Path, tasks: Sequence[str] = (), overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe, apply `--tasks` and overrides, check it as a whole."""
     defaults = {section: {"name": name} for section, name in NAMED_SECTIONS.items()}
-    values = apply_overrides({**defaults, **read_yaml(recipe)}, overrides)
+    given = read_yaml(recipe)
+    if "methods" in given:
+        raise ConfigError(
+            f"{recipe} lists methods to compare and is no run; start it with: mtvl compare --recipe {recipe} OUT"
+        )
+    values = apply_overrides({**defaults, **given}, overrides)
     if tasks:
         values["tasks"] = list(tasks)
     config = parse_section(RunConfig, values)
