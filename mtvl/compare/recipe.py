@@ -15,6 +15,7 @@ from mtvl.config import RunConfig, load_run_config, parse_section, read_yaml
 from mtvl.errors import ConfigError, near_names
 
 NAME = re.compile(r"[a-z0-9_]+")  # becomes the name of a file
+PLAIN = re.compile(r"[\w./-]+")
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def as_overrides(values: Mapping[str, Any]) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, str) and value and yaml.safe_load(value) == value:
+    if isinstance(value, str) and PLAIN.fullmatch(value) and yaml.safe_load(value) == value:  # and no "on" or "null"
         return value
     return json.dumps(value)
 

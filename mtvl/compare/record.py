@@ -26,6 +26,7 @@ from mtvl.tasks.files import task_file
 
 FORMAT = 1
 TAIL_BYTES = 16384
+CODE = ("mtvl", "launch", "tasks", "ds_configs")  # what a result depends on; records and tables change while runs go on
 # These change neither a model nor its scores.
 IGNORED = ("data.cache", "data.workers", "checkpoint.every_steps", "checkpoint.keep_last", "train.log_every")
 KEYS = {"format", "method", "seed", "scores", "average", "trainable", "total", "budget", "identity", "digest"}
@@ -154,10 +155,14 @@ def log_records(run: Path) -> list[dict[str, Any]]:
     return [r for r in records if "samples_per_second" in r]
 
 
-def last_step(run: Path) -> dict[str, Any]:
-    """The last training step in a run's log, from the end of a file that may be long; {} when there is none."""
+def last_step(run: Path, since: float = 0.0) -> dict[str, Any]:
+    """The last training step in a run's log, read from the end of a file that may be long.
+
+    {} when there is none, or none was written `since` (seconds of the epoch): a run that goes on drops what lies behind
+    its checkpoint.
+    """
     file = run / "log.jsonl"
-    if not file.is_file():
+    if not file.is_file() or file.stat().st_mtime < since:
         return {}
     with file.open("rb") as stream:
         stream.seek(max(0, file.stat().st_size - TAIL_BYTES))
@@ -181,7 +186,7 @@ def step_seconds(records: Iterable[Mapping[str, Any]]) -> list[float]:
 
 
 def make_record(
-    run: Path, *, method: str, seed: int, identity: Mapping[str, Any], commits: Iterable[str], evaluate_seconds: float
+    run: Path, method: str, seed: int, *, identity: Mapping[str, Any], commits: Iterable[str], evaluate_seconds: float
 ) -> dict[str, Any]:
     """The record of a run folder that has been trained and evaluated."""
     config, content = read_config(find_export(run))
@@ -209,8 +214,8 @@ def make_record(
 
 
 def commit_name(folder: Path) -> str:
-    """Short commit of a checkout, with * when tracked files differ from it; "unknown" where git has no answer."""
-    commands = (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+    """Short commit of a checkout, with * when its code differs from it; "unknown" where git has no answer."""
+    commands = (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no", "--", *CODE])
     try:
         head, changes = (
             subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()

@@ -68,17 +68,17 @@ class Place:
         if record is not None:
             changed = differences(record["identity"], identity)
             return State(run, CHANGED if changed else DONE, record=record, detail="; ".join(changed))
-        steps, is_done = steps_of(folder), read_done(folder) is not None
-        mark = folder / MARK
+        steps, is_done, mark = steps_of(folder), read_done(folder) is not None, folder / MARK
+        failure = (folder / FAILED).read_text(encoding="utf-8") if (folder / FAILED).is_file() else ""
+        if not steps and not is_done:  # nothing was trained that could differ
+            return State(run, NEW, detail=failure)
         if not mark.is_file():
-            foreign = "its folder holds a training that 'mtvl compare' did not start"
-            return State(run, CHANGED, detail=foreign) if steps or is_done else State(run, NEW)
+            return State(run, CHANGED, detail="its folder holds a training that 'mtvl compare' did not start")
         if changed := differences(json.loads(mark.read_text(encoding="utf-8"))["identity"], identity):
             return State(run, CHANGED, detail="; ".join(changed))
-        failure = (folder / FAILED).read_text(encoding="utf-8") if (folder / FAILED).is_file() else ""
         if is_done:
             return State(run, TRAINED, run.config.train.steps, detail=failure)
-        return State(run, HALF, steps[-1], detail=failure) if steps else State(run, NEW, detail=failure)
+        return State(run, HALF, steps[-1], detail=failure)
 
 
 class Clock:
@@ -123,19 +123,23 @@ class Reporter:
         """A run begins; `rest` are those after it."""
         self.position, self.state, self.rest, self.phase = position, state, list(rest), "training"
         self.last = self.begin = time.monotonic()
+        self.from_step, self.since = state.step, time.time()
 
     def line(self, folder: Path) -> str:
         """The line as it stands now."""
         steps = self.state.run.config.train.steps
-        last = last_step(folder) if self.phase == "training" else {}
+        last = last_step(folder, self.since) if self.phase == "training" else {}
         self.state.step = last.get("step", self.state.step)
         text = f"step {self.state.step}/{steps}" if self.phase == "training" else self.phase
         if last:
             text += f", loss {last['loss']:.3f}"
         own = self.clock.left(self.state)
+        seconds, steps_done = time.monotonic() - self.begin, self.state.step - self.from_step
+        if self.phase == "training" and steps_done > 0:
+            own = seconds / steps_done * (steps - self.state.step) + self.clock.parts(self.state.run.line.name)[1]
         whole = own + sum(self.clock.left(s) for s in self.rest)
         return (
-            f"[{self.position}/{self.total}] {self.state.run.name}: {text}, {format_seconds(time.monotonic() - self.begin)}"
+            f"[{self.position}/{self.total}] {self.state.run.name}: {text}, {format_seconds(seconds)}"
             f" | eta run {format_seconds(own)}, all {format_seconds(whole)}"
         )
 
@@ -162,9 +166,9 @@ def compare(
     Raises ConfigError, before anything is run, for settings that cannot be run or that differ from those of a run in `out`.
     """
     place = Place(out)
-    runs = comparison.runs(seeds, only)
-    states = [place.examine(run) for run in runs]
-    clock = Clock(comparison, states)
+    states = [place.examine(run) for run in comparison.runs(seeds, only)]
+    others = _others(comparison, place, states)
+    clock = Clock(comparison, [*states, *others])
     print(overview(states, clock), flush=True)
     if dry_run:
         return 0
@@ -176,10 +180,9 @@ def compare(
             f"{place.record(first)} and {place.folder(first)} (and so on) to have them run again"
         )
     with locked(place.runs) as lock, Stop(minutes).watching() as stop:
-        failures, is_stopped = _run_all(comparison, place, states, clock, stop, lock)
-    records = collect(comparison, place, states)
-    if records:
-        print("\n" + write_tables(comparison, out, records), flush=True)
+        failures, is_stopped = _run_all(comparison, place, states, others, clock, stop, lock)
+    if any(s.kind == DONE for s in [*states, *others]):
+        print("\n" + write_tables(comparison, out, [*states, *others]), flush=True)
     for name, failure in failures.items():
         print(f"failed: {name}: {failure} (its output: {place.log(name)})", file=sys.stderr, flush=True)
     if is_stopped:
@@ -190,8 +193,9 @@ def compare(
 
 
 def _run_all(
-    comparison: Comparison, place: Place, states: Sequence[State], clock: Clock, stop: Stop, lock: int
-) -> tuple[dict[str, str], bool]:
+    comparison: Comparison, place: Place, states: Sequence[State], others: Sequence[State], clock: Clock, stop: Stop,
+    lock: int,
+) -> tuple[dict[str, str], bool]:  # fmt: skip
     """Run all that is not done; what failed, by name, and whether the end was asked for."""
     waiting = [s for s in states if s.kind != DONE]
     reporter = Reporter(len(states), clock)
@@ -207,7 +211,7 @@ def _run_all(
             clock.add(state.record)
             average, percent = state.record["average"], state.record["trained_percent"]
             reporter.say(f"{state.run.name} done: average {average:.2f}, {percent:.2f} % trained")
-            write_tables(comparison, place.out, collect(comparison, place, states), figure=False)
+            write_tables(comparison, place.out, [*states, *others], figure=False)
         elif failure:
             failures[state.run.name] = failure
             reporter.say(f"{state.run.name} failed: {failure}")
@@ -216,37 +220,33 @@ def _run_all(
 
 def _run_one(comparison: Comparison, place: Place, state: State, reporter: Reporter, stop: Stop, lock: int) -> str:
     """Train and evaluate; the record goes into `state`. How it failed, or "" (also when it was stopped)."""
-    run, folder = state.run, place.folder(state.run.name)
-    mark = folder / MARK
+    run, folder, log = state.run, place.folder(state.run.name), place.log(state.run.name)
+    mark, launcher, tasks = folder / MARK, comparison.config.launcher, run.config.tasks
     commits = json.loads(mark.read_text(encoding="utf-8"))["commits"] if mark.is_file() else []
-    commits = list(dict.fromkeys([*commits, commit_name(LAUNCH.parent)]))
-    identity = identity_of(run.config)
-    write_json(mark, {"identity": identity, "commits": commits})
+    facts = {"identity": identity_of(run.config), "commits": [*commits, commit_name(LAUNCH.parent)]}
+    write_json(mark, facts)
     (folder / FAILED).unlink(missing_ok=True)
-    launcher, tasks = comparison.config.launcher, run.config.tasks
 
     def child(command: list[str]) -> int:
-        return run_child(command, place.log(run.name), stop=stop, lock=lock, tick=lambda: reporter.tick(folder))
+        return run_child(command, log, stop=stop, lock=lock, tick=lambda: reporter.tick(folder))
 
     failure = ""
     if state.kind != TRAINED:
         code = child(train_command(comparison.base, tasks, folder, run.overrides, launcher))
         if read_done(folder) is None and not stop.is_set:
-            failure = f"training ended with code {code}: {last_words(place.log(run.name))}"
+            failure = f"training ended with code {code}: {last_words(log)}"
     if not failure and not stop.is_set:
-        reporter.phase, reporter.state.step, begin = "evaluating", run.config.train.steps, time.monotonic()
+        reporter.phase, state.step, begin = "evaluating", run.config.train.steps, time.monotonic()
         code = child(evaluate_command(folder, tasks, launcher))
+        seconds = time.monotonic() - begin
         if code == 0:
             try:
-                state.record = make_record(
-                    folder, method=run.line.name, seed=run.seed, identity=identity, commits=commits,
-                    evaluate_seconds=time.monotonic() - begin,
-                )  # fmt: skip
+                state.record = make_record(folder, run.line.name, run.seed, evaluate_seconds=seconds, **facts)
                 write_json(place.record(run.name), state.record)
             except MtvlError as error:
                 failure = str(error)
         elif not stop.is_set:
-            failure = f"evaluation ended with code {code}: {last_words(place.log(run.name))}"
+            failure = f"evaluation ended with code {code}: {last_words(log)}"
     if failure:
         (folder / FAILED).write_text(failure + "\n", encoding="utf-8")
     return failure
@@ -284,30 +284,23 @@ def overview(states: Sequence[State], clock: Clock) -> str:
     return "\n".join([*lines, f"{done} of {len(states)} runs done, about {format_seconds(left)} to go"])
 
 
-def collect(comparison: Comparison, place: Place, states: Sequence[State]) -> list[dict[str, Any]]:
-    """Records of this comparison, those of methods and seeds that were not asked for this time included.
-
-    One of those that was made with other settings is left out, and said to be.
-    """
-    asked = {s.run.name: s for s in states}
-    seeds = dict.fromkeys([*comparison.config.seeds, *(s.run.seed for s in states)])
-    records = []
+def _others(comparison: Comparison, place: Place, states: Sequence[State]) -> list[State]:
+    """Runs of this comparison that were not asked for this time and have a record: they stand in the table too."""
+    asked = {s.run.name for s in states}
+    found = []
     for line in comparison.config.methods:
-        for seed in seeds:
-            name = run_name(line.name, seed)
-            state = asked.get(name)
-            if state is None and place.record(name).is_file():
-                state = asked[name] = place.examine(comparison.run(line, seed))
+        for seed in dict.fromkeys([*comparison.config.seeds, *(s.run.seed for s in states)]):
+            if (name := run_name(line.name, seed)) not in asked and place.record(name).is_file():
+                state = place.examine(comparison.run(line, seed))
                 if state.kind == CHANGED:
                     print(f"left out of the table: {place.record(name)} ({state.detail})", file=sys.stderr, flush=True)
-            if state is not None and state.kind == DONE and state.record is not None:
-                records.append(state.record)
-    return records
+                found.append(state)
+    return found
 
 
-def write_tables(comparison: Comparison, out: Path, records: list[dict[str, Any]], *, figure: bool = True) -> str:
-    """Write table.json and table.md (and the figure); returns the Markdown and what was written."""
-    summary = summarise(comparison, records)
+def write_tables(comparison: Comparison, out: Path, states: Sequence[State], *, figure: bool = True) -> str:
+    """Write table.json and table.md (and the figure) of the finished runs; returns the Markdown and what was written."""
+    summary = summarise(comparison, [s.record for s in states if s.kind == DONE and s.record is not None])
     text = markdown(summary)
     write_json(out / "table.json", summary)
     draft = out / ".table.md.tmp"
@@ -316,7 +309,7 @@ def write_tables(comparison: Comparison, out: Path, records: list[dict[str, Any]
     if not figure:
         return text
     if not has_plots():
-        return f"{text}\n\nno figure: it needs matplotlib; install it with: pip install 'mtvl[plots]'"
+        return f"{text}\n\nno figure: it needs matplotlib, the extra 'plots' of this package (pip install matplotlib)"
     write_figure(summary, out)
     return (
         f"{text}\n\nwritten: {', '.join(str(out / n) for n in ('table.md', 'table.json', 'figure.svg', 'figure.png'))}"

@@ -40,7 +40,7 @@ def summarise(comparison: Comparison, records: Sequence[Mapping[str, Any]]) -> d
     """The comparison as plain values: one row a method that has records, in the order of the recipe."""
     rows = []
     for line in comparison.config.methods:
-        own = [r for r in records if r["method"] == line.name]
+        own = sorted((r for r in records if r["method"] == line.name), key=lambda r: r["seed"])
         if own:
             rows.append(_row(line, own, comparison.tasks))
     by_average = ranks({r["name"]: r["average"]["mean"] for r in rows})
