@@ -143,12 +143,58 @@ def run_predict(arguments: Sequence[str]) -> int:
     return 0
 
 
+def run_compare(arguments: Sequence[str]) -> int:
+    """`compare`: train the methods of a list over seeds, and write one table and a figure."""
+    parser = argparse.ArgumentParser(
+        prog="mtvl compare",
+        description="Train the methods that a recipe lists over its seeds; goes on where it was stopped.",
+        usage="mtvl compare --recipe FILE OUT [--seeds 0,1,2] [--only NAME,...] [--minutes N] [--dry-run] [key=value ...]",
+        epilog="exit code 0: all runs are done; 1: one failed; 2: unusable input; 143: stopped, the same command goes on",
+    )
+    parser.add_argument("--recipe", type=Path, required=True, help="a list of methods, e.g. launch/recipes/table1.yaml")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder of tables, records (small JSON) and run folders")
+    parser.add_argument("--seeds", type=_integers, default=[], help="default: those of the recipe")
+    parser.add_argument("--only", type=_split, default=[], help="names of methods; default: all of the recipe")
+    parser.add_argument("--minutes", type=float, default=None, help="stop after so many, in an orderly way")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs, their state and the expected time")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for all runs, e.g. train.steps=1600")
+    args = parser.parse_intermixed_args(arguments)
+    if "=" in str(args.out):
+        raise ConfigError(f"expected the folder OUT before key=value, found {str(args.out)!r}")
+    from mtvl.compare.recipe import load_comparison
+    from mtvl.compare.sweep import compare
+
+    comparison = load_comparison(args.recipe, args.overrides)
+    return compare(comparison, args.out, seeds=args.seeds, only=args.only, minutes=args.minutes, dry_run=args.dry_run)
+
+
+def _integers(text: str) -> list[int]:
+    if not all(part.isdigit() for part in _split(text)):
+        raise argparse.ArgumentTypeError(f"expected numbers such as 0,1,2, found {text!r}")
+    return [int(part) for part in _split(text)]
+
+
+def run_methods(arguments: Sequence[str]) -> int:
+    """`methods`: what can be chosen with petl.name, with options and trained parameters."""
+    parser = argparse.ArgumentParser(
+        prog="mtvl methods", description="List every method with its options and what it trains; needs no weights."
+    )
+    _recipe_arguments(parser)
+    args = parser.parse_intermixed_args(arguments)
+    from mtvl.compare.methods import methods_table
+
+    print(methods_table(args.recipe, args.tasks, args.overrides))
+    return 0
+
+
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": run_train,
     "evaluate": run_evaluate,
     "predict": run_predict,
     "inspect": run_inspect,
     "plan": run_plan,
+    "methods": run_methods,
+    "compare": run_compare,
 }
 
 

@@ -238,6 +238,10 @@ def load_run_config(recipe: str | Path, tasks: Sequence[str] = (), overrides: Se
     """
     defaults = {section: {"name": name} for section, name in NAMED_SECTIONS.items()}
     values = read_recipe(recipe)
+    if "methods" in values:
+        raise ConfigError(
+            f"{recipe} lists methods to compare and is no run; start it with: mtvl compare --recipe {recipe} OUT"
+        )
     values = apply_overrides({**defaults, **(narrowed(values, tasks) if tasks else values)}, overrides)
     if tasks:
         values["tasks"] = list(tasks)

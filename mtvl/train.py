@@ -29,7 +29,7 @@ from mtvl.checkpoint import (
 )
 from mtvl.config import RunConfig, to_plain
 from mtvl.data.schedule import Schedule, stable_bits
-from mtvl.engine import Engine, StepReport, start
+from mtvl.engine import Engine, StepReport, peak_memory, start
 from mtvl.engine.settings import read_engine_file
 from mtvl.errors import CheckpointError, ConfigError
 from mtvl.evaluator import Evaluator
@@ -154,7 +154,7 @@ class Run:
         self.log.write({
             "step": done, "task": "+".join(report.losses), "loss": report.loss, "losses": dict(report.losses),
             "lr": report.lr, "grad_norm": report.grad_norm, "samples_per_second": round(rate, 3),
-            "skipped": report.skipped, "samples": dict(self.seen),
+            "skipped": report.skipped, "samples": dict(self.seen), "memory_bytes": peak_memory(),
         })  # fmt: skip
         losses = " ".join(f"{t} {v:.3f}" for t, v in report.losses.items())
         self.progress.update(done, f"loss {report.loss:.4f} ({losses}) {rate:.0f} samples/s")

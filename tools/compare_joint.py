@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -21,13 +20,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from mtvl.compare.children import evaluate_command, run_child, train_command  # noqa: E402
+from mtvl.compare.record import average_of, read_scores  # noqa: E402
 from mtvl.config import RunConfig, to_plain  # noqa: E402
 from mtvl.errors import CheckpointError, ConfigError, MtvlError, near_names  # noqa: E402
 from mtvl.export import find_export, read_config  # noqa: E402
 from mtvl.report import format_seconds, table  # noqa: E402
 from mtvl.tasks import TASKS_DIR, read_task_config  # noqa: E402
-
-LAUNCH = Path(__file__).resolve().parents[1] / "launch"
 
 
 @dataclass(frozen=True)
@@ -84,28 +83,16 @@ def overrides(config: RunConfig, job: Job) -> list[str]:
 
 def make_run(config: RunConfig, job: Job, out: Path) -> dict[str, float]:
     """Train and evaluate `job` unless that is done; its scores by task."""
-    run, tasks = out / job.folder, ",".join(job.tasks)
+    run, log = out / job.folder, out / f"{job.folder}.log"
     recipe = out / "recipe.json"  # JSON is YAML
     recipe.write_text(json.dumps(to_plain(config)))
-    train = [sys.executable, str(LAUNCH / "train.py"), "--recipe", str(recipe), "--tasks", tasks, "--run", str(run)]
-    commands = [] if (run / "DONE").is_file() else [[*train, *overrides(config, job)]]
+    commands = [] if (run / "DONE").is_file() else [train_command(recipe, job.tasks, run, overrides(config, job))]
     if not (run / "eval.json").is_file():
-        commands.append([sys.executable, str(LAUNCH / "evaluate.py"), "--checkpoint", str(run), "--tasks", tasks])
-    with (out / f"{job.folder}.log").open("a") as log:
-        for command in commands:
-            if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode:
-                raise CheckpointError(
-                    f"{job.folder} did not finish; its output is {log.name}; the command was {command}"
-                )
+        commands.append(evaluate_command(run, job.tasks))
+    for command in commands:
+        if run_child(command, log):
+            raise CheckpointError(f"{job.folder} did not finish; its output is {log}; the command was {command}")
     return read_scores(run)
-
-
-def read_scores(run: Path) -> dict[str, float]:
-    """Primary metrics of an evaluated run by task."""
-    file = run / "eval.json"
-    if not file.is_file():
-        raise CheckpointError(f"{run} has no eval.json; run launch/evaluate.py --checkpoint {run}")
-    return {task: float(result["score"]) for task, result in json.loads(file.read_text()).items()}
 
 
 def report(joint: dict[str, float], samples: dict[str, int], columns: dict[str, dict[str, float]]) -> str:
@@ -120,12 +107,9 @@ def report(joint: dict[str, float], samples: dict[str, int], columns: dict[str, 
         for t in joint
     ]
 
-    def mean(scores: dict[str, float], tasks: dict[str, float]) -> float:
-        return sum(scores[t] for t in tasks) / len(tasks)
-
     rows.append(
-        ["average", f"{sum(samples[t] for t in joint):,}", f"{mean(joint, joint):.2f}"]
-        + [c for s in columns.values() for c in pair(mean(s, s), mean(joint, s))]
+        ["average", f"{sum(samples[t] for t in joint):,}", f"{average_of(joint):.2f}"]
+        + [c for s in columns.values() for c in pair(average_of(s), average_of({t: joint[t] for t in s}))]
     )
     return table(rows, header, markdown=True)
 

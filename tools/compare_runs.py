@@ -12,27 +12,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mtvl.errors import CheckpointError, MtvlError  # noqa: E402
-from mtvl.export import find_export, read_config  # noqa: E402
+from mtvl.compare.record import read_run  # noqa: E402
+from mtvl.errors import MtvlError  # noqa: E402
 from mtvl.report import table  # noqa: E402
-
-
-def read_run(run: Path) -> dict[str, Any]:
-    """Scores and facts of one run; CheckpointError when it has not been evaluated."""
-    config, content = read_config(find_export(run))
-    file = run / "eval.json"
-    if not file.is_file():
-        raise CheckpointError(f"{run} has no eval.json; run launch/evaluate.py --checkpoint {run}")
-    scores = {task: float(r["score"]) for task, r in json.loads(file.read_text()).items()}
-    return {
-        "run": str(run), "method": config.petl["name"], "share": config.petl.get("share", "-"), "seed": config.seed,
-        "steps": content.get("step"), "trained_percent": 100 * content["trainable"] / content["total"],
-        "scores": scores, "average": sum(scores.values()) / len(scores),
-    }  # fmt: skip
 
 
 def main() -> int:

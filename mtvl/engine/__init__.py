@@ -1,6 +1,6 @@
 """The engine: DeepSpeed under the rules of this project (idle tasks, finite checks, exact resume)."""
 
 from mtvl.engine.core import Engine, StepReport
-from mtvl.engine.process import finish, start
+from mtvl.engine.process import finish, peak_memory, start
 
-__all__ = ["Engine", "StepReport", "finish", "start"]
+__all__ = ["Engine", "StepReport", "finish", "peak_memory", "start"]

@@ -7,6 +7,8 @@ import contextlib
 import io
 import logging
 import os
+import re
+import resource
 import shutil
 import socket
 import sys
@@ -148,6 +150,18 @@ def shared_memory_name() -> str:
 def remove_shared_memory(folder: Path = SHARED_MEMORY) -> None:
     """Remove this rank's own segment, if a DeepSpeed with the shared-memory op made one; never another run's."""
     (folder / shared_memory_name()).unlink(missing_ok=True)
+
+
+def peak_memory() -> int:
+    """Most bytes that this rank has held so far: of its GPU's memory, without one of the machine's."""
+    if _device is not None and _device.type == "cuda":
+        return torch.cuda.max_memory_allocated(_device)
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage begins with what the parent process held when it started this one
+        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
+        if found is not None:
+            return 1024 * int(found[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def finish(code: int = 0) -> NoReturn:

@@ -1,0 +1,1 @@
+"""Comparing methods under equal conditions: `mtvl compare` trains a list of them over seeds and writes one table."""
