@@ -48,7 +48,7 @@ def write_figure(summary: Mapping[str, Any], out: Path) -> None:
         FigureCanvasAgg(figure)
         names = list(dict.fromkeys(r["petl"] for r in rows))
         for axes, (title, points) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            _axes(axes, title, points)
+            _axes(axes, title if len(panels) > 1 else "", points)
             _points(axes, points, {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)})
         _legend(figure, rows)
         if summary["title"]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mtvl.compare.recipe import Comparison, MethodLine
 from mtvl.compare.record import average_of
-from mtvl.report import table
+from mtvl.report import format_seconds, table
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -83,13 +83,13 @@ def _row(line: MethodLine, records: Sequence[Mapping[str, Any]], tasks: Sequence
 def markdown(summary: Mapping[str, Any]) -> str:
     """The table, the paper's rows, and how to read them."""
     tasks, rows = summary["tasks"], summary["rows"]
-    header = ["method", "trained %", *tasks, "average", "rank", "seeds", "s a step", "peak MiB"]
+    header = ["method", "lr", "trained %", *tasks, "average", "rank", "seeds", "s a step", "peak MiB"]
     has_paper = any(r["paper"]["trained_percent"] is not None or r["paper"]["scores"] for r in rows)
     cells = []
     for row in rows:
         memory = row["peak_memory_bytes"]
         cells.append([
-            row["label"], f"{row['trained_percent']:.2f}", *(_spread(row["scores"][t]) for t in tasks),
+            row["label"], f"{row['lr']:g}", f"{row['trained_percent']:.2f}", *(_spread(row["scores"][t]) for t in tasks),
             _spread(row["average"]), _rank(row["rank"]), str(len(row["seeds"])), f"{row['seconds_per_step']:.3f}",
             "-" if memory is None else f"{memory / 2**20:,.0f}",
             *([_number(row["paper"]["trained_percent"], 2), _number(row["paper"]["average"], 1), _rank(row["paper"]["rank"])]
@@ -116,8 +116,8 @@ def _notes(summary: Mapping[str, Any]) -> str:
 
     metrics = ", ".join(f"{t} {summary['metrics'][t]} ({one(summary['num_examples'][t])})" for t in summary["tasks"])
     lines = [
-        f"* {one(summary['steps'])} steps of {one(summary['global_batch'])}; all runs together {summary['minutes']:,.0f} "
-        f"minutes of training and evaluation; recipe {summary['recipe']}"
+        f"* {one(summary['steps'])} steps of {one(summary['global_batch'])}; all runs together "
+        f"{format_seconds(60 * summary['minutes'])} of training and evaluation; recipe {summary['recipe']}"
         + (f" with {' '.join(summary['overrides'])}" if summary["overrides"] else "")
         + f"; commit {', '.join(summary['commits'])}.",
         f"* Metrics (items): {metrics}. Average: mean of these, CIDEr x 100. ± is the standard deviation over seeds.",

@@ -74,10 +74,10 @@ def test_markdown_says_all_of_it(listed: Comparison, records: list[dict[str, Any
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert lines[0] == "# A title"
     assert (
-        "| Single Adapter | 5.00 | 68.00 ± 2.00 | 102.00 ± 2.00 | 85.00 ± 1.73 | 2 | 3 | 0.200 | 3 | 4.00 | 85.0 | 1 |"
+        "| Single Adapter | 0.1 | 5.00 | 68.00 ± 2.00 | 102.00 ± 2.00 | 85.00 ± 1.73 | 2 | 3 | 0.200 | 3 | 4.00 | 85.0 | 1 |"
         in lines
     )
-    assert "| norms | 2.00 | 50.00 | 90.00 | 70.00 | 3 | 1 | 0.100 | 1 | - | - | - |" in lines
+    assert "| norms | 0.1 | 2.00 | 50.00 | 90.00 | 70.00 | 3 | 1 | 0.100 | 1 | - | - | - |" in lines
     assert "| Everything | 60.0 | 100.0 | 80.0 |" in lines  # the paper's own row
     assert "8 steps of 4" in text and "coco cider (30)" in text and "Not run yet: later" in text and "abc1234" in text
 
