@@ -163,8 +163,11 @@ class ClipSeq2Seq(nn.Module):
 
     def _load_bundle(self, folder: Path) -> None:
         state = {k: v.float() for k, v in load_file(str(folder / "model.safetensors")).items()}
-        for kind in set(VISUAL_KINDS) - set(self.widths):  # a run without videos needs no projection of frames
-            state = {k: v for k, v in state.items() if not k.startswith(f"visual.features.{kind}.")}
+        # A run without videos needs no projection of frames, and that of another tower does not fit.
+        for kind in VISUAL_KINDS:
+            width = state.get(f"visual.features.{kind}.0.weight", torch.empty(0, 0)).shape[1]
+            if width != self.widths.get(kind, 0):
+                state = {k: v for k, v in state.items() if not k.startswith(f"visual.features.{kind}.")}
         missing, unexpected = self.load_state_dict(state, strict=False)
         # A projection of features that the checkpoint was not pretrained with starts at random, as with public weights.
         fresh = {k for k in missing if k.startswith("visual.features.")}

@@ -40,7 +40,7 @@ def test_flags_do_not_grow() -> None:
     """Settings belong into recipes; a flag is for what a recipe cannot know."""
     assert flags(train_parser()) == TRAIN_FLAGS
     assert flags(evaluate_parser()) == EVALUATE_FLAGS
-    assert set(VERBS) == {"train", "evaluate", "predict", "inspect", "plan"}
+    assert set(VERBS) == {"train", "evaluate", "predict", "inspect", "plan", "gallery"}
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "launch" / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
