@@ -39,7 +39,9 @@ from mtvl.cli import DEFAULT_RECIPE  # noqa: E402
 from mtvl.config import RunConfig, load_run_config  # noqa: E402
 from mtvl.errors import ConfigError, MtvlError  # noqa: E402
 from mtvl.tasks import TASKS_DIR, load_task  # noqa: E402
+from mtvl.tasks.base import BaseTask  # noqa: E402
 from mtvl.tasks.visual import visual_kinds  # noqa: E402
+from mtvl.types import Example  # noqa: E402
 from mtvl.workspace import data_root, ensure_features, open_stores  # noqa: E402
 
 TOWER = "efficientnet_lite0"
@@ -80,6 +82,16 @@ def checked(args: argparse.Namespace) -> RunConfig:
     return load_run_config(DEFAULT_RECIPE, args.tasks, args.overrides)
 
 
+def examples_of(tasks: Sequence[BaseTask], split: str, config: RunConfig) -> dict[str, list[Example]]:
+    """Examples of a split by task, at most `data.max_examples` evenly spread ones of each, as in training."""
+    found = {}
+    for task in tasks:
+        rows = list(task.examples(split))
+        limit = config.data.max_examples
+        found[task.name] = [rows[i * len(rows) // limit] for i in range(limit)] if 0 < limit < len(rows) else rows
+    return found
+
+
 def build(out: Path, visual: Sequence[str], seed: int) -> ClipBart:
     """The model to train, with random weights that are a function of `seed`."""
     tokenizer = load_bart_tokenizer(str(out))
@@ -113,14 +125,14 @@ def pretrain(args: argparse.Namespace) -> None:
     root = data_root(config)
     out: Path = args.out
     tasks = [load_task(name, root=root, family="bart", evaluate=config.evaluate) for name in config.tasks]
-    reader = Reader.of({task.name: task.examples("train") for task in tasks}, args.seed)
+    reader = Reader.of(examples_of(tasks, "train", config), args.seed)
     print(f"training texts: {len(reader.seen):,} captions with pictures or videos, {len(reader.texts):,} texts in all")
     out.mkdir(parents=True, exist_ok=True)
     train_bart_tokenizer(reader.corpus([task.config.prompt for task in tasks]), out / "tokenizer.json", VOCABULARY)
     model = build(out, visual_kinds(config.tasks, TASKS_DIR, root / "tasks"), args.seed)
     print(f"tokenizer: {model.tokenizer_rows} ids; model: {sum(p.numel() for p in model.parameters()):,} parameters")
     features, frames, towers = open_stores(config, model)
-    held_back = reader.validation({task.name: task.examples("val") for task in tasks})
+    held_back = reader.validation(examples_of(tasks, "val", config))
     ensure_features(features, frames, [*(reader.seen if args.seen else []), *held_back], "eager", print)
     collator = reader.collator(model, features, frames)
     clock = Clock("text", 0, args.steps)
@@ -128,10 +140,12 @@ def pretrain(args: argparse.Namespace) -> None:
     record = {k: getattr(args, k) for k in ("tasks", "steps", "rows", "seed", "seen")}
     record |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "towers": towers}
     record |= {"texts": len(reader.texts), "captions": len(reader.seen)}
-    record |= validation_losses(model, collator, held_back, args.rows)
+    if held_back:
+        losses = validation_losses(model, collator, held_back, args.rows)
+        print("validation captions, nats a token: " + ", ".join(f"{k} {v:.3f}" for k, v in losses.items()))
+        record |= losses
     write(out, model, record)
-    print(f"validation captions: {record['val_loss_seen']:.3f} nats a token with their pictures, "
-          f"{record['val_loss_unseen']:.3f} without; wrote {out} in {clock.seconds:.0f} s")  # fmt: skip
+    print(f"wrote {out} after {clock.seconds:.0f} s of training")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
