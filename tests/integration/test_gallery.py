@@ -148,7 +148,7 @@ def test_another_split_and_a_folder_that_moved(run: Path, tmp_path: Path) -> Non
     (tmp_path / "data").rename(tmp_path / "moved")
     with pytest.raises(DataError, match="'data.root' is .*data, which is no folder"):
         run_gallery([str(run), "--task", "colours"])
-    assert run_gallery([str(run / "export"), "--task", "colours", f"data.root={tmp_path / 'moved'}"]) == 0
+    assert run_gallery([str(run), "--task", "colours", f"data.root={tmp_path / 'moved'}"]) == 0
 
 
 def test_what_is_missing_is_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,7 +68,7 @@ class Reader:
         for number in range(rows):
             index = rng.randrange(pool_size)
             text = self.texts[index] if index < len(self.texts) else self.answers[index - len(self.texts)]
-            source = infill(text, rng)[0]
+            source = masked(text, rng)
             picked.append(
                 Example(f"{step}-{number}", TEXT, (Segment("text", TEXT + source),), Visual(), (Target(text),))
             )
@@ -102,6 +102,14 @@ def asked(example: Example) -> str:
     return " ".join("".join(s.text for s in example.segments if s.name == "question").split())
 
 
+def masked(text: str, rng: random.Random, share: float = 0.35) -> str:
+    """`text` with something masked in it; a single word may stay, since nothing would be left to restore it from."""
+    source = infill(text, rng, share)[0]
+    while MASK not in source and len(text.split()) > 1:
+        source = infill(text, rng, share)[0]
+    return source
+
+
 def whole(example: Example) -> Example:
     """`example` to be restored from its picture or video alone."""
     return replace(example, task=SEEN, segments=(Segment("text", SEEN + MASK),))
@@ -111,7 +119,7 @@ def damaged(example: Example, rng: random.Random) -> Example:
     """A caption to be restored with its picture or video."""
     if rng.random() < WHOLE:
         return whole(example)
-    source = infill(example.targets[0].text, rng, share=rng.uniform(0.3, 0.8))[0]
+    source = masked(example.targets[0].text, rng, share=rng.uniform(0.3, 0.8))
     return replace(example, task=SEEN, segments=(Segment("text", SEEN + source),))
 
 
