@@ -15,7 +15,7 @@ from PIL import Image
 
 from mtvl.cards import RIGHT, WRONG
 from mtvl.cli import main, run_gallery
-from mtvl.config import DataConfig, RunConfig, to_plain
+from mtvl.config import DataConfig, EvaluateConfig, RunConfig, to_plain
 from mtvl.errors import CheckpointError, ConfigError, DataError
 from mtvl.export import FORMAT
 
@@ -72,7 +72,11 @@ def run(tmp_path: Path) -> Path:
         write_predictions(run, name, {str(i): c if i < 3 else EVIL for i, c in enumerate(COLOURS)})
     write_predictions(run, "hats", {str(i): f"a{i % 2}" for i in range(len(COLOURS))})
     write_predictions(run, "walls", {str(i): f"a plain {'red' if i < 3 else 'pink'} wall outside" for i in range(6)})
-    config = RunConfig(tasks=("colours", "hats", "walls", "moving"), data=DataConfig(root=str(root)))
+    config = RunConfig(
+        tasks=("colours", "hats", "walls", "moving"),
+        data=DataConfig(root=str(root)),
+        evaluate=EvaluateConfig(captions_tokenizer="python"),  # without Java
+    )
     (run / "export").mkdir()
     (run / "export/adapter.safetensors").write_bytes(b"")
     (run / "export/adapter.json").write_text(json.dumps({"format": FORMAT, "config": to_plain(config)}))
