@@ -115,8 +115,7 @@ def test_the_result_is_a_backbone_and_repeatable(
     assert record["val_loss_seen"] > 0 and record["val_loss_unseen"] > 0 and record["seen"] == 0.5
     model = ClipBart.build(ClipBartConfig(weights=str(tmp_path / "one")))
     assert isinstance(model.tower(), LiteTower) and model.max_frames == 8
-    ids = model.tokenizer().encode("what colour is the wall?")
-    assert model.tokenizer().decode(ids) == "what colour is the wall?"
+    assert model.tokenizer().decode(model.tokenizer().encode("what colour is a wall")) == "what colour is a wall"
     other = ClipBart.build(ClipBartConfig(weights=str(tmp_path / "two"), init_seed=5))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
     assert main([str(tmp_path / "one"), *common]) == 2
