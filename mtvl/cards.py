@@ -101,7 +101,7 @@ def fitted(picture: Image.Image, width: int, height: int) -> Image.Image:
 
 # ---- one picture --------------------------------------------------------------------------------------------------
 
-_MARGIN, _COLUMN, _PICTURES, _ROW = 16, 300, 190, 17  # pixels
+_MARGIN, _COLUMN, _PICTURES, _ROW = 16, 300, 256, 17  # pixels
 _CHARACTERS = 46  # of a line in a column
 
 

@@ -60,14 +60,14 @@ def gallery(
     examples = _examples(found, split, predictions, folder)
     scores = found.score(list(predictions.values()), list(examples.values()))
     groups = [
-        Group(f"{title} ({len(uids):,} of {len(examples):,} items)", tuple(
+        Group(f"{title} ({len(uids):,} of {len(scores.per_item):,} items)", tuple(
             make_card(examples[uid], predictions[uid], scores, config, found.decoding.choices, is_right=is_right)
             for uid in drawn(uids, number, f"{choice.seed} {task} {split}")
         ))
         for title, uids, number, is_right in _parts(scores, choice) if number
     ]  # fmt: skip
     title = f"{task}, {split}: {scores.primary} {scores.metrics[scores.primary]:.2f}"
-    notes = [f"{run.resolve().name}, {len(examples):,} items; drawn at random with seed {choice.seed}."]
+    notes = [f"{run.resolve().name}, {len(scores.per_item):,} scored items; drawn at random with seed {choice.seed}."]
     if config.data.text_only:
         notes.append("Text-only run: the model saw none of these pictures.")
     file.parent.mkdir(parents=True, exist_ok=True)
