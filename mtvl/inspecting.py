@@ -65,13 +65,8 @@ def inspect_sample(config: RunConfig, task: str, index: int, split: str, checkpo
         f"loss            {float(loss[0]):.4f} (mean over tokens x target weight {float(batch.target_weights[0]):.2f})"
     ]
     lines += [f"answer now      {answer.text!r}" + (f"  {dict(answer.scores)}" if answer.scores else "")]
-    shown = (
-        shown_pictures(example.visual, config.data.frame_seconds, config.data.video_decoder) if dist.is_main() else []
-    )
-    if shown:
-        lines += [
-            f"drawn into      {_draw(shown, example, answer.text, Path('runs') / 'inspect' / f'{task}-{split}-{index}.png')}"
-        ]
+    if dist.is_main():
+        lines += _drawn(example, config, answer.text, f"{task}-{split}-{index}.png")
     return "\n".join(lines)
 
 
@@ -105,6 +100,12 @@ def _sample_lines(workspace: Workspace, example: Example, batch: Batch, split: s
 
 def _silent(_text: str) -> None:
     pass
+
+
+def _drawn(example: Example, config: RunConfig, answer: str, name: str) -> list[str]:
+    """The line that says where the pictures were drawn; nothing where features are stored."""
+    pictures = shown_pictures(example.visual, config.data.frame_seconds, config.data.video_decoder)
+    return [f"drawn into      {_draw(pictures, example, answer, Path('runs') / 'inspect' / name)}"] if pictures else []
 
 
 def _draw(pictures: list[Image.Image], example: Example, answer: str, path: Path) -> Path:
