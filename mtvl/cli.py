@@ -187,6 +187,28 @@ def run_methods(arguments: Sequence[str]) -> int:
     return 0
 
 
+def run_gallery(arguments: Sequence[str]) -> int:
+    """`gallery`: right and wrong answers of an evaluated run with their pictures, as one file."""
+    parser = argparse.ArgumentParser(
+        prog="mtvl gallery", description="Show right and wrong answers of an evaluated run with their pictures."
+    )
+    parser.add_argument("run", type=Path, help="the run or export folder that was evaluated")
+    parser.add_argument("--task", required=True, help="a task that was evaluated")
+    parser.add_argument("--split", default="test", help="the split that was evaluated")
+    parser.add_argument("--out", type=Path, default=None, help=".html or .png; default: RUN/gallery/TASK.html")
+    parser.add_argument("--right", type=int, default=8, metavar="N", help="right answers to show")
+    parser.add_argument("--wrong", type=int, default=8, metavar="N", help="wrong answers to show")
+    parser.add_argument("--seed", type=int, default=0, help="which items are drawn")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.root=/data where data have moved")
+    args = parser.parse_intermixed_args(arguments)
+    from mtvl.gallery import Choice, gallery
+
+    choice = Choice(args.right, args.wrong, args.seed)
+    file = gallery(args.run, args.task, split=args.split, out=args.out, choice=choice, overrides=args.overrides)
+    print(f"written: {file}")
+    return 0
+
+
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": run_train,
     "evaluate": run_evaluate,
@@ -195,6 +217,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "plan": run_plan,
     "methods": run_methods,
     "compare": run_compare,
+    "gallery": run_gallery,
 }
 
 

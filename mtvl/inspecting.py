@@ -13,10 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 from mtvl import dist
 from mtvl.config import RunConfig
 from mtvl.data.collate import IGNORE, Collator
-from mtvl.data.features import rows_of_span
 from mtvl.data.features.stored import is_stored
 from mtvl.data.media import open_image
-from mtvl.data.video import read_frames
+from mtvl.data.shown import shown_pictures
 from mtvl.errors import ConfigError, DataError
 from mtvl.evaluator import Evaluator
 from mtvl.export import load_export
@@ -66,10 +65,8 @@ def inspect_sample(config: RunConfig, task: str, index: int, split: str, checkpo
         f"loss            {float(loss[0]):.4f} (mean over tokens x target weight {float(batch.target_weights[0]):.2f})"
     ]
     lines += [f"answer now      {answer.text!r}" + (f"  {dict(answer.scores)}" if answer.scores else "")]
-    if dist.is_main() and (pictures := _pictures_of(example, config)):
-        lines += [
-            f"drawn into      {_draw(pictures, example, answer.text, Path('runs') / 'inspect' / f'{task}-{split}-{index}.png')}"
-        ]
+    if dist.is_main():
+        lines += _drawn(example, config, answer.text, f"{task}-{split}-{index}.png")
     return "\n".join(lines)
 
 
@@ -105,15 +102,10 @@ def _silent(_text: str) -> None:
     pass
 
 
-def _pictures_of(example: Example, config: RunConfig) -> list[Image.Image]:
-    """What the model looks at: its pictures, or the frames of its video's span; nothing where features are stored."""
-    visual, every = example.visual, config.data.frame_seconds
-    if is_stored(visual.video) or any(is_stored(p) for p in visual.images):
-        return []
-    if not visual.video:
-        return [open_image(p) for p in visual.images]
-    frames = read_frames(visual.video, every, config.data.video_decoder)
-    return frames if visual.span is None else frames[rows_of_span(visual.span, every, len(frames))]
+def _drawn(example: Example, config: RunConfig, answer: str, name: str) -> list[str]:
+    """The line that says where the pictures were drawn; nothing where features are stored."""
+    pictures = shown_pictures(example.visual, config.data.frame_seconds, config.data.video_decoder)
+    return [f"drawn into      {_draw(pictures, example, answer, Path('runs') / 'inspect' / name)}"] if pictures else []
 
 
 def _draw(pictures: list[Image.Image], example: Example, answer: str, path: Path) -> Path:

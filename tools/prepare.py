@@ -2,12 +2,13 @@
 """Turn a small public set into the official files of the benchmarks, or one's own pictures into a task of its own.
 
     tools/prepare.py daquar|coco_mini|flickr8k|nlvr1|msrvtt|youcook2 SRC DST [--append]
+    tools/prepare.py all SRC DST
     tools/prepare.py table SRC.csv DST --name NAME --picture COL --text COL --answer COL
     tools/prepare.py table SRC.jsonl DST --name NAME --video COL --caption COL
     tools/prepare.py folder SRC DST --name NAME
 
-After `daquar` and `coco_mini` into one DST, `data.root=DST --tasks vqa,gqa,coco` trains on them; after `table` and
-`folder`, `data.root=DST --tasks NAME`. What was decided on the way (splits, several answers) is written to
+After `daquar` and `coco_mini` into one DST, `data.root=DST --tasks vqa,gqa,coco` trains on them; `all` takes every set
+whose folder lies in SRC; after `table` and `folder`, `data.root=DST --tasks NAME`. What was decided on the way (splits, several answers) is written to
 DST/prepared.json; docs/data.md and docs/tutorial_own_data.md say more.
 """
 
@@ -29,7 +30,7 @@ from mtvl.errors import DataError, MtvlError  # noqa: E402
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """One sub-command a set, `table` and `folder`."""
+    """One sub-command a set, `all`, `table` and `folder`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     commands = parser.add_subparsers(dest="set", required=True, metavar="NAME")
     for name in SETS:
@@ -37,6 +38,9 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("src", type=Path, help="folder of the set")
         command.add_argument("dst", type=Path, help="data root to write into; sets add up")
         command.add_argument("--append", action="store_true", help="add the captions to those of another set")
+    command = commands.add_parser("all", help="every set whose folder lies in SRC")
+    command.add_argument("src", type=Path, help="folder of the sets' folders")
+    command.add_argument("dst", type=Path, help="data root to write into; sets add up")
     for name, what in (("table", "a .csv or .jsonl file"), ("folder", "a folder of pictures with captions")):
         command = commands.add_parser(name, help=f"{what} as a task of its own")
         command.add_argument("src", type=Path, help=what)
@@ -85,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             prepare_table(args.src, args.dst, args.name, columns, args.media)
         elif args.set == "folder":
             prepare_folder(args.src, args.dst, args.name, split=args.split, picture=args.picture, caption=args.caption)
+        elif args.set == "all":
+            prepare_all(args.src, args.dst)
         else:
             prepare(args.set, args.src, args.dst, append=args.append)
     except MtvlError as error:
@@ -109,6 +115,22 @@ def prepare(name: str, src: Path, dst: Path, *, append: bool = False) -> None:
         raise DataError(f"expected the folder of the set {name}, found none", file=src)
     nested = src / FOLDERS.get(name, name)
     write_plan(name, SETS.load(name)(nested if nested.is_dir() else src), dst, append=append)
+
+
+def prepare_all(src: Path, dst: Path) -> None:
+    """Prepare every set whose folder lies in `src`, captions together; sets that are not there are named.
+
+    Raises DataError when there is none, and as `prepare`.
+    """
+    folders = {name: src / FOLDERS.get(name, name) for name in SETS}
+    found = {name: folder for name, folder in folders.items() if folder.is_dir()}
+    if not found:
+        names = ", ".join(folder.name for folder in folders.values())
+        raise DataError(f"expected folders of sets ({names}), found none of them", file=src)
+    for name, folder in found.items():
+        prepare(name, folder, dst, append=True)
+    if missing := [name for name in SETS if name not in found]:
+        print(f"not prepared, since there is no such folder in {src}: {', '.join(missing)}")
 
 
 if __name__ == "__main__":

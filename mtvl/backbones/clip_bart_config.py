@@ -20,6 +20,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "encoder_attention_heads": 16, "decoder_attention_heads": 16, "encoder_ffn_dim": 4096, "decoder_ffn_dim": 4096,
         "max_position_embeddings": 1024,
     },
+    "small": {
+        "vocab_size": 4000, "d_model": 256, "encoder_layers": 3, "decoder_layers": 3,
+        "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 1024, "decoder_ffn_dim": 1024,
+        "max_position_embeddings": 256,
+    },
     "tiny": {
         "vocab_size": 600, "d_model": 128, "encoder_layers": 3, "decoder_layers": 2,
         "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 512, "decoder_ffn_dim": 512,

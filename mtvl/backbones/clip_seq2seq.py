@@ -30,7 +30,7 @@ from mtvl.backbones.clip_config import (
 from mtvl.backbones.decoding import SearchSettings, beam, greedy
 from mtvl.backbones.frame_tower import FRAME_TOWERS, FrameTower
 from mtvl.backbones.tokenizers import TextTokenizer
-from mtvl.backbones.towers import TOWERS, GridTower
+from mtvl.backbones.towers import TOWERS, GridTower, PackagedTower
 from mtvl.backbones.visual import VisualEmbedding
 from mtvl.errors import CheckpointError, ConfigError
 from mtvl.sites import Site
@@ -163,8 +163,11 @@ class ClipSeq2Seq(nn.Module):
 
     def _load_bundle(self, folder: Path) -> None:
         state = {k: v.float() for k, v in load_file(str(folder / "model.safetensors")).items()}
-        for kind in set(VISUAL_KINDS) - set(self.widths):  # a run without videos needs no projection of frames
-            state = {k: v for k, v in state.items() if not k.startswith(f"visual.features.{kind}.")}
+        # A run without videos needs no projection of frames, and that of another tower does not fit.
+        for kind in VISUAL_KINDS:
+            width = state.get(f"visual.features.{kind}.0.weight", torch.empty(0, 0)).shape[1]
+            if width != self.widths.get(kind, 0):
+                state = {k: v for k, v in state.items() if not k.startswith(f"visual.features.{kind}.")}
         missing, unexpected = self.load_state_dict(state, strict=False)
         # A projection of features that the checkpoint was not pretrained with starts at random, as with public weights.
         fresh = {k for k in missing if k.startswith("visual.features.")}
@@ -211,22 +214,26 @@ class ClipSeq2Seq(nn.Module):
         """(P, F) of stored features in place of a tower's: 7 x 7 cells of a picture, one row of a frame."""
         return (49 if kind == "grid" else 1), self.widths[kind]
 
-    def tower(self, kind: str = "grid") -> GridTower | FrameTower | None:
+    def tower(self, kind: str = "grid") -> GridTower | FrameTower | Any | None:
         """The frozen visual tower for one kind of features, as configured; None where all features are stored ones."""
         settings, folder = self.config, bundled_folder(self.config.weights)
-        if kind == "grid":
-            name, weights, key = tower_name(settings), settings.tower_weights, "tower"
-            configured = settings.tower
-            width = self.widths[kind] if name == STORED else TOWERS[name].grid[1]
-        else:
-            name, weights, key = frame_tower_name(settings), settings.frame_tower_weights, "frame_tower"
-            configured = settings.frame_tower
-            width = self.widths[kind] if name == STORED else FRAME_TOWERS[name].grid[1]
+        key, option, towers = (
+            ("tower", "feature_width", TOWERS) if kind == "grid" else ("frame_tower", "frame_width", FRAME_TOWERS)
+        )
+        name = tower_name(settings) if kind == "grid" else frame_tower_name(settings)
+        configured, weights = getattr(settings, key), getattr(settings, f"{key}_weights")
         if name == STORED:
             return None
+        sizes = towers[name]  # type: ignore[index]
+        width = sizes.grid[1]
         if kind in self.widths and width != self.widths[kind]:
-            option = "feature_width" if kind == "grid" else "frame_width"
             raise ConfigError(f"'backbone.{option}' is {self.widths[kind]}, the tower {name} gives {width}")
+        if isinstance(sizes, PackagedTower):
+            if weights:
+                raise ConfigError(f"'backbone.{key}_weights' is {weights}, the tower {name} has the weights of its package; "
+                                  "leave the key empty")  # fmt: skip
+            with torch.random.fork_rng(devices=[]):  # its layers are drawn before they are filled
+                return sizes.build()
         if not weights and folder is not None and not configured:
             weights = str(folder / f"{key}.safetensors")
         if not weights and settings.weights:

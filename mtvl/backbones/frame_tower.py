@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from mtvl.backbones.towers import GridTower, normalised, weights_hash
+from mtvl.backbones.towers import GridTower, PackagedTower, normalised, weights_hash
 from mtvl.errors import CheckpointError, ConfigError, near_names
 
 
@@ -26,9 +26,10 @@ class FrameTowerConfig:
     image_size: int
 
 
-FRAME_TOWERS = {
+FRAME_TOWERS: dict[str, FrameTowerConfig | PackagedTower] = {
     "vit_b32": FrameTowerConfig((1, 512), "ViT-B-32-quickgelu", 224),
     "tiny": FrameTowerConfig((4, 64), "", 112),
+    "efficientnet_lite0": PackagedTower((1, 1280), "mtvl.backbones.lite_tower:LiteFrameTower"),
 }
 
 
@@ -41,9 +42,11 @@ class FrameTower(nn.Module):
 
     def __init__(self, name: str, weights: str = "") -> None:
         super().__init__()
-        if name not in FRAME_TOWERS:
-            raise ConfigError(f"unknown frame tower {name!r}; {near_names(name, FRAME_TOWERS)}")
-        self.name, self.config = name, FRAME_TOWERS[name]
+        config = FRAME_TOWERS.get(name)
+        if not isinstance(config, FrameTowerConfig):
+            known = [n for n, c in FRAME_TOWERS.items() if isinstance(c, FrameTowerConfig)]
+            raise ConfigError(f"unknown frame tower {name!r}; {near_names(name, known)}")
+        self.name, self.config = name, config
         if name == "tiny":
             self.trunk: nn.Module = GridTower("tiny")
             self.head = nn.Linear(self.trunk.grid[1], self.config.grid[1], bias=False)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer as RawTokenizer
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from mtvl.backbones.bpe import learn
 from mtvl.errors import CheckpointError
 
+_SUFFIX = "</w>"  # of the piece that ends a word
 ALPHABET = sorted(set("abcdefghijklmnopqrstuvwxyz0123456789.,:;?!'-_/()[]\"&"))  # of a tokenizer that is trained here
 SPECIAL = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>"}
 T5_SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -93,18 +96,20 @@ def _load_raw(source: str, other: str, special: dict[str, str]) -> PreTrainedTok
 
 
 def train_bart_tokenizer(texts: Iterable[str], file: Path, vocab_size: int = 1000) -> None:
-    """Train a word-level-start BPE tokenizer with BART's special ids (0 <s>, 1 <pad>, 2 </s>, 3 <unk>, 4 <mask>)."""
-    tokenizer = RawTokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
-    tokenizer.decoder = decoders.BPEDecoder(suffix="</w>")
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
-        initial_alphabet=ALPHABET,
-        end_of_word_suffix="</w>",
-        show_progress=False,
+    """Train a word-level-start BPE tokenizer with BART's special ids (0 <s>, 1 <pad>, 2 </s>, 3 <unk>, 4 <mask>).
+
+    The same texts give the same file.
+    """
+    normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    splitter = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    words = Counter(
+        word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)) if word
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    vocabulary, merges = learn(words, vocab_size, first=[*special, *ALPHABET], suffix=_SUFFIX)
+    tokenizer = RawTokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", end_of_word_suffix=_SUFFIX))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    tokenizer.decoder = decoders.BPEDecoder(suffix=_SUFFIX)
+    tokenizer.add_special_tokens(special)
     file.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(file))

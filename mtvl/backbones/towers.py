@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +37,24 @@ class TowerConfig:
         return side * side, self.width * 4 * 2 ** (self.stage - 1)
 
 
-TOWERS = {
+@dataclass(frozen=True)
+class PackagedTower:
+    """A tower that comes with its weights in an optional package: (P, F) and "module:Class" of its encoder."""
+
+    grid: tuple[int, int]
+    entry: str
+
+    def build(self) -> Any:
+        """The tower; ConfigError where its package is not installed."""
+        module, _, attribute = self.entry.partition(":")
+        return getattr(importlib.import_module(module), attribute)()
+
+
+TOWERS: dict[str, TowerConfig | PackagedTower] = {
     "rn50": TowerConfig((3, 4, 6, 3), 64, 4, 224),
     "rn101": TowerConfig((3, 4, 23, 3), 64, 4, 224),
     "tiny": TowerConfig((1, 1, 1, 1), 16, 3, 112),
+    "efficientnet_lite0": PackagedTower((49, 1280), "mtvl.backbones.lite_tower:LiteTower"),
 }
 
 
@@ -70,10 +85,11 @@ class GridTower(nn.Module):
         super().__init__()
         from open_clip.modified_resnet import ModifiedResNet  # slow import: only when a tower is built
 
-        if name not in TOWERS:
-            raise ConfigError(f"unknown tower {name!r}; {near_names(name, TOWERS)}")
-        self.name, self.config = name, TOWERS[name]
-        config = self.config
+        config = TOWERS.get(name)
+        if not isinstance(config, TowerConfig):
+            known = [n for n, c in TOWERS.items() if isinstance(c, TowerConfig)]
+            raise ConfigError(f"unknown tower {name!r}; {near_names(name, known)}")
+        self.name, self.config = name, config
         trunk = ModifiedResNet(
             list(config.layers), output_dim=8, heads=1, image_size=config.image_size, width=config.width
         )

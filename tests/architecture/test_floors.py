@@ -17,11 +17,11 @@ FLOORS: dict[str, int] = {
     "__init__": 0, "errors": 0,  # everybody may raise our errors, the registry too
     "types": 1, "sites": 1, "dist": 1, "recipe": 1,
     "registry": 1,  # floor 2's packages hold literal Registry tables
-    "config": 2, "report": 2, "data": 2, "backbones": 2, "metrics": 2, "objectives": 2,
+    "config": 2, "report": 2, "cards": 2, "data": 2, "backbones": 2, "metrics": 2, "objectives": 2,
     "loader": 3, "tasks": 3, "petl": 3,
     "model": 4, "checkpoint": 4, "reference_parts": 4, "optim": 4,
     "engine": 5, "export": 5, "evaluator": 5, "workspace": 5, "reference": 5,
-    "train": 6, "evaluate": 6, "inspecting": 6, "compare": 6,
+    "train": 6, "evaluate": 6, "inspecting": 6, "compare": 6, "gallery": 6,
     "cli": 7,
     "launch": 8, "__main__": 8,
 }  # fmt: skip

@@ -214,3 +214,23 @@ def test_faults_are_named_and_nothing_is_written(
     assert main([name, str(src), str(tmp_path / "dst")]) == 1
     assert words in capsys.readouterr().err
     assert not (tmp_path / "dst").exists()
+
+
+def test_all_sets_of_a_folder_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    src = tmp_path / "src"
+    for name in ("nlvr1", "youcook2"):
+        MAKERS[name](src / name)
+    for name in ("nlvr1", "youcook2"):
+        assert main([name, str(src), str(tmp_path / "one by one")]) == 0
+    assert main(["all", str(src), str(tmp_path / "at once")]) == 0
+    said = capsys.readouterr().out
+    assert "no such folder" in said and said.rstrip().endswith("daquar, coco_mini, flickr8k, msrvtt")
+    first, second = (
+        {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+        for root in (tmp_path / "one by one", tmp_path / "at once")
+    )
+    assert first == second and len(first) > 10
+    (tmp_path / "empty").mkdir()
+    assert main(["all", str(tmp_path / "empty"), str(tmp_path / "nothing")]) == 1
+    assert "(daquar, coco_mini, flickr8k_1k, nlvr1, msrvtt, youcook2), found none" in capsys.readouterr().err
+    assert not (tmp_path / "nothing").exists()
