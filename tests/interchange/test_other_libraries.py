@@ -22,7 +22,7 @@ from mtvl.model import build_model, make_backbone
 
 ROOT = Path(__file__).parents[2]
 TASKS = ("vqa", "gqa")
-LOGITS = 2e-5  # float32 logits up to 12; measured worst case: 3.8e-6
+LOGITS = 2e-5  # float32 logits up to 12; measured worst case: 7.6e-6
 SMALL = {
     "clip_bart": {"vocab_size": 60, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
                   "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 40},
@@ -176,7 +176,7 @@ def test_the_formula_of_a_foreign_adapter(trained, bases, make_batch, tmp_path, 
     assert "is of rank 5 by its settings, found ((4, 32), (48, 4))" in refused({"r": 5})
     assert "a number for 'r', found None" in refused({"r": None})
     assert "but not bart.model.decoder.layers.1.fc1" in refused({}, ["decoder.layers.1"])
-    assert "found (4, 32), None" in refused({}, ["decoder.layers.1.fc1.lora_B"]).replace("((", "(").replace("))", ")")
+    assert "found ((4, 32), None)" in refused({}, ["decoder.layers.1.fc1.lora_B"])
     (folder / "adapter_model.safetensors").unlink()
     assert import_tool.main(command) == 1 and "has no adapter_model.safetensors" in capsys.readouterr().err
     (folder / "adapter_config.json").write_text("{")
@@ -228,10 +228,8 @@ def test_the_command_says_what_is_wrong(trained, tmp_path, capsys) -> None:
         return capsys.readouterr().err
 
     assert "give --task, one of vqa, gqa" in fails(str(tmp_path / "new"), "--as", "merged")
-    assert (
-        "have parts" in (message := fails(str(tmp_path / "new"), "--as", "merged", "--task", "gqqa"))
-        or "parts for" in message
-    )
+    message = fails(str(tmp_path / "new"), "--as", "merged", "--task", "gqqa")
+    assert "has parts for vqa, gqa only, not for 'gqqa'" in message
     assert "--task belongs to" in fails(str(tmp_path / "new"), "--as", "peft", "--task", "gqa")
     assert "is not empty" in fails(str(tmp_path / "run"), "--as", "peft")
     assert export_tool.main([str(tmp_path / "absent"), str(tmp_path / "new"), "--as", "peft"]) == 1
