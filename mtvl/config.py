@@ -107,6 +107,7 @@ class EvaluateConfig:
     """Evaluation. Zero or empty values mean: as the task file says."""
 
     batch: int = 64
+    mixed: bool = False  # batches mix all tasks by example, each row answered by its own task's parts
     num_beams: int = 0
     captions_tokenizer: str = "auto"  # auto | ptb | python
     bootstrap: int = 1000

@@ -41,6 +41,13 @@ class Model(nn.Module):
             )
         self.active.set(name)
 
+    def set_rows(self, tasks: Sequence[str]) -> None:
+        """Make `tasks[i]` the task of row i of the next batches, for inference on batches that mix tasks by example."""
+        for name in dict.fromkeys(tasks):
+            self.set_task(name)
+        if self.plan.is_task_private:  # else one pass serves all rows
+            self.active.set_rows(tasks)
+
     def merge(self, task: str = "") -> None:
         """Fold the adapters (of `task`, where there are private ones) into the backbone, for inference at its cost.
 
@@ -69,6 +76,8 @@ class Model(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """loss_weight * loss numerator / denominator: summed over a slot's micro-batches and ranks, the slot's loss."""
+        if batch.parts:
+            raise PlanError("a batch that mixes tasks by example is for inference; train on batches of one task")
         losses = token_losses(self.logits(batch), batch.target_ids)
         total = loss_sum(losses, batch.target_ids, batch.target_weights, batch.loss)
         return total * (batch.loss_weight / batch.denominator)
@@ -78,21 +87,29 @@ class Model(nn.Module):
         return self.backbone.decode(self.backbone.encode(batch), batch.target_ids)
 
     @torch.no_grad()
-    def generate(self, batch: Batch, decoding: Decoding) -> torch.Tensor:
-        """Token ids (B, <= max_tokens) of the answers."""
-        return self.backbone.generate(self.backbone.encode(batch), decoding)[0]
+    def encode(self, batch: Batch) -> Any:
+        """The backbone's memory of `batch`; of one that mixes tasks, each row under its own task, which then stay set."""
+        if batch.parts:
+            self.set_rows(batch.row_tasks)
+        return self.backbone.encode(batch)
 
     @torch.no_grad()
-    def choose(self, batch: Batch, choices: Sequence[Sequence[int]]) -> torch.Tensor:
+    def generate(self, batch: Batch, decoding: Decoding, memory: Any = None) -> torch.Tensor:
+        """Token ids (B, <= max_tokens) of the answers. `memory`: the batch's own, where it has been encoded before."""
+        return self.backbone.generate(self.encode(batch) if memory is None else memory, decoding)[0]
+
+    @torch.no_grad()
+    def choose(self, batch: Batch, choices: Sequence[Sequence[int]], memory: Any = None) -> torch.Tensor:
         """Scores (B, C) of wrapped choices."""
-        return self.backbone.choose(self.backbone.encode(batch), choices)
+        return self.backbone.choose(self.encode(batch) if memory is None else memory, choices)
 
     @torch.no_grad()
-    def rank(self, batch: Batch) -> torch.Tensor:
+    def rank(self, batch: Batch, memory: Any = None) -> torch.Tensor:
         """Mean log-likelihood per token (B, C) of each row's own choices; the input is encoded once."""
         rows, count, width = batch.choice_ids.shape
         ids = batch.choice_ids.view(rows * count, width)
-        losses = token_losses(self.backbone.decode(self.backbone.encode(batch).repeat(count), ids), ids)
+        memory = self.encode(batch) if memory is None else memory
+        losses = token_losses(self.backbone.decode(memory.repeat(count), ids), ids)
         return -(losses.sum(1) / (ids != -100).sum(1).clamp(min=1)).view(rows, count)
 
     def trainable(self) -> dict[str, nn.Parameter]:

@@ -31,7 +31,7 @@ from mtvl.config import RunConfig, to_plain
 from mtvl.data.schedule import Schedule, stable_bits
 from mtvl.engine import Engine, StepReport, start
 from mtvl.engine.settings import read_engine_file
-from mtvl.errors import CheckpointError, ConfigError
+from mtvl.errors import CheckpointError, ConfigError, EngineError
 from mtvl.evaluator import Evaluator
 from mtvl.export import added_rows, base_fingerprint, write_export
 from mtvl.loader import Loader
@@ -89,6 +89,7 @@ class Run:
         self.config, self.folder = config, folder
         self.say = print if dist.is_main() else _silent
         self.device = start()
+        check_ranks(config)
         self.model = build_model(config)
         self.base, self.rows = base_fingerprint(self.model), added_rows(self.model)  # before anything is partitioned
         self.workspace = Workspace(config, self.model.backbone, device=self.device, say=self.say)
@@ -212,6 +213,25 @@ def identity_of(config: RunConfig, run: Run, schedule: Schedule, examples: dict[
         "train.precision": config.train.precision, "optim": json.dumps(to_plain(config.optim)),
         "paper_compat": str(config.paper_compat), "data.text_only": str(config.data.text_only),
     }  # fmt: skip
+
+
+def check_ranks(config: RunConfig) -> None:
+    """EngineError on all ranks unless all were given one recipe. Folders and files may differ from machine to machine.
+
+    Ranks with other tasks or another method would make other models, and would wait for each other without end.
+    """
+    apart = ("data", "engine", "checkpoint", "evaluate")
+    sections = {k: v for k, v in to_plain(config).items() if k not in apart}
+    sections["backbone"] = {k: v for k, v in sections["backbone"].items() if not k.endswith(("weights", "tokenizer"))}
+    everyone = dist.gather_objects(sections)
+    for key in ("tasks", *sections):
+        if any(other[key] != everyone[0][key] for other in everyone):
+            lines = [f"rank {rank}: {other[key]}" for rank, other in enumerate(everyone)]
+            raise EngineError(
+                f"before the first step: the ranks were given different recipes, '{key}' differs; "
+                + "; ".join(lines)
+                + "; start all ranks with one command"
+            )
 
 
 def check_recipe(config: RunConfig) -> None:

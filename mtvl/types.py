@@ -145,6 +145,8 @@ class Batch:
     loss            "sample_mean" or "token_mean"
     denominator     samples (or target tokens) of the whole slot over all ranks and micro-batches
     loss_weight     weight of the task's loss in the step
+    parts           the batches of single tasks that were joined into this one (`mtvl.data.mixed`), for inference alone;
+                    empty in a batch of one task. Features and choices stay in the parts, `task` is "" then
     """
 
     task: str
@@ -160,6 +162,7 @@ class Batch:
     feature_kind: str = "grid"
     feature_mask: torch.Tensor = None  # type: ignore[assignment]  # filled below
     choice_ids: torch.Tensor = None  # type: ignore[assignment]
+    parts: tuple[Batch, ...] = ()
 
     def __post_init__(self) -> None:
         if self.choice_ids is None:
@@ -170,7 +173,12 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """Copy with every tensor on `device`."""
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
-        return Batch(**{**vars(self), **moved})
+        return Batch(**{**vars(self), **moved, "parts": tuple(part.to(device) for part in self.parts)})
+
+    @property
+    def row_tasks(self) -> tuple[str, ...]:
+        """The task of every row."""
+        return tuple(part.task for part in self.parts or (self,) for _ in part.uids)
 
 
 def kind_owner(kind: str) -> str:

@@ -48,6 +48,10 @@ class Memory:
         """Each row `times` times in a row."""
         return Memory(self.hidden.repeat_interleave(times, dim=0), self.mask.repeat_interleave(times, dim=0))
 
+    def select(self, rows: Sequence[int]) -> Memory:
+        """The rows with these numbers."""
+        return Memory(self.hidden[list(rows)], self.mask[list(rows)])
+
 
 class ClipSeq2Seq(nn.Module):
     """Encoder and decoder of transformers with visual tokens: `encode`, `decode`, `generate`, `choose`, table of sites.
@@ -273,22 +277,38 @@ class ClipSeq2Seq(nn.Module):
             self.text.gradient_checkpointing_disable()
 
     def encode(self, batch: Batch) -> Memory:
-        """Joint encoding of text (B, S) and features (B, N, P, F) -> Memory over S + V positions; padded frames masked."""
+        """Joint encoding of text (B, S) and features (B, N, P, F) -> Memory over S + V positions; padded frames masked.
+
+        A batch that was joined of several has the visual tokens of its parts, padded to the most of them and masked.
+        """
         text, mask = self._embed(batch.source_ids), batch.source_mask
         if (adapter := getattr(self.core.encoder, "adapter", None)) is not None:
             text, mask = adapter(text, mask)
         hidden = self._norm_text(text)
         num_text = hidden.shape[1]
-        if batch.features.shape[1]:
-            tokens = self.visual(batch.features, self.core.shared.weight, batch.feature_kind)
-            is_there = mask.new_ones(tokens.shape[:2])
-            if batch.feature_kind == "frame":
-                is_there = batch.feature_mask.flatten(1)
+        tokens, is_there = self._visual_tokens(batch)
+        if tokens.shape[1]:
             hidden = torch.cat([hidden, tokens.to(hidden.dtype)], dim=1)
             mask = torch.cat([mask, is_there], dim=1)
         hidden = nn.functional.dropout(hidden, p=self.config.dropout, training=self.training)
         attention = create_bidirectional_mask(config=self.text.config, inputs_embeds=hidden, attention_mask=mask)
         return Memory(self._encoder_layers(hidden, attention, num_text), mask)
+
+    def _visual_tokens(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Visual tokens (B, V, D) and their mask (B, V), True where attended; V = 0 without pictures and videos."""
+        if batch.parts:
+            found = [self._visual_tokens(part) for part in batch.parts]
+            most = max(tokens.shape[1] for tokens, _ in found)
+            tokens = [nn.functional.pad(tokens, (0, 0, 0, most - tokens.shape[1])) for tokens, _ in found]
+            masks = [nn.functional.pad(mask, (0, most - mask.shape[1])) for _, mask in found]
+            return torch.cat(tokens), torch.cat(masks)
+        rows, table = len(batch.source_mask), self.core.shared.weight
+        if not batch.features.shape[1]:
+            return table.new_zeros(rows, 0, table.shape[1]), batch.source_mask.new_ones(rows, 0)
+        tokens = self.visual(batch.features, table, batch.feature_kind)
+        if batch.feature_kind == "frame":
+            return tokens, batch.feature_mask.flatten(1)
+        return tokens, batch.source_mask.new_ones(tokens.shape[:2])
 
     def decode(self, memory: Memory, target_ids: torch.Tensor) -> torch.Tensor:
         """Teacher-forced logits (B, T, K) for target_ids (B, T), -100 where ignored."""
