@@ -73,6 +73,14 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class TowerOptimConfig:
+    """Settings of a visual tower that is trained (`backbone.train_tower`) where they differ from the rest's."""
+
+    lr: float = 0.0  # peak; 0 = as optim.lr. The schedule is the same
+    weight_decay: float = -1.0  # below 0 = as optim.weight_decay
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """Optimizer and schedule; both are pure functions of the optimizer step."""
 
@@ -83,7 +91,8 @@ class OptimConfig:
     weight_decay: float = 0.01
     warmup_ratio: float = 0.1
     schedule: str = "linear"  # linear | constant
-    clip_norm: float = 5.0  # 0 = off
+    clip_norm: float = 5.0  # 0 = off; over all trained parameters together
+    tower: TowerOptimConfig = field(default_factory=TowerOptimConfig)
 
 
 @dataclass(frozen=True)
@@ -285,6 +294,10 @@ def validate(config: RunConfig) -> None:
                 raise ConfigError(f"'{section}.{name}' is not one of the tasks; {near_names(name, config.tasks)}")
             if not weight > 0:
                 raise ConfigError(f"'{section}.{name}' must be above 0, found {weight}")
+    if config.optim.tower != TowerOptimConfig() and not config.backbone.get("train_tower"):
+        raise ConfigError(
+            "'optim.tower' is for a tower that is trained; set backbone.train_tower=true, or leave it out"
+        )
     _check_numbers(config)
 
 
@@ -305,7 +318,7 @@ def _check_numbers(config: RunConfig) -> None:
         "data.workers": config.data.workers, "data.max_examples": config.data.max_examples,
         "train.validate_every": config.train.validate_every, "train.validate_examples": config.train.validate_examples,
         "optim.clip_norm": config.optim.clip_norm, "optim.weight_decay": config.optim.weight_decay,
-        "evaluate.num_beams": config.evaluate.num_beams,
+        "evaluate.num_beams": config.evaluate.num_beams, "optim.tower.lr": config.optim.tower.lr,
     }  # fmt: skip
     for key, number in not_negative.items():
         if not number >= 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -116,6 +117,13 @@ class Model(nn.Module):
         """Trained parameters by name."""
         return {n: p for n, p in self.named_parameters() if p.requires_grad}
 
+    def tower_parameters(self) -> frozenset[str]:
+        """Names of the trained parameters of the visual tower; it has optimizer settings of its own."""
+        paths = [f"backbone.{site.path}" for site in self.plan.unfrozen if site.kind == "tower"]
+        return frozenset(
+            f"{path}.{n}" for path in paths for n, _ in self.get_submodule(path).named_parameters(recurse=False)
+        )
+
     def tasks_of_parameters(self) -> dict[str, str | None]:
         """Task that owns each trained parameter; None where it is shared by all.
 
@@ -128,6 +136,8 @@ class Model(nn.Module):
             for kind in kinds:
                 if name.startswith(f"backbone.visual.features.{kind}."):
                     owners[name.removeprefix("backbone.")] = kind_owner(kind)
+            if name.startswith("backbone.visual_tower."):
+                owners[name.removeprefix("backbone.")] = kind_owner("grid")
         return {n: owners.get(n.removeprefix("backbone.")) for n in self.trainable()}
 
 
@@ -146,13 +156,20 @@ def make_backbone(section: dict[str, Any], *, meta: bool = False) -> Any:
 def make_plan(config: RunConfig, backbone: Any | None = None) -> Plan:
     """The plan of a recipe, from configurations alone unless a built backbone is given."""
     backbone = make_backbone(with_visual(config, TASKS_DIR).backbone, meta=True) if backbone is None else backbone
-    return make_method(config.petl, paper_compat=config.paper_compat).plan(backbone.sites(), config.tasks)
+    return _plan_of(make_method(config.petl, paper_compat=config.paper_compat), backbone, config.tasks)
+
+
+def _plan_of(method: Any, backbone: Any, tasks: tuple[str, ...]) -> Plan:
+    """The method's plan; where the backbone has a tower that trains, with that: it goes with any method."""
+    plan: Plan = method.plan(backbone.sites(), tasks)
+    tower = tuple(site for site in plan.sites if site.kind == "tower" and site not in plan.unfrozen)
+    return replace(plan, unfrozen=plan.unfrozen + tower) if tower else plan
 
 
 def build_model(config: RunConfig) -> Model:
     """Backbone with weights, plan applied, everything else frozen."""
     backbone = make_backbone(with_visual(config, TASKS_DIR).backbone)
     method = make_method(config.petl, paper_compat=config.paper_compat)
-    model = Model(backbone, method.plan(backbone.sites(), config.tasks), method, config.seed)
+    model = Model(backbone, _plan_of(method, backbone, config.tasks), method, config.seed)
     backbone.set_recompute(config.train.recompute, model.active.recompute_contexts)
     return model

@@ -8,7 +8,7 @@ names the groups of a step, and all others keep parameters, moments and step cou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +23,16 @@ GROUP_KEY = "mtvl_group"  # survives DeepSpeed's copies of the group dictionarie
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that are optimised together. `names` are `named_parameters()` names; task None means shared."""
+    """Parameters that are optimised together. `names` are `named_parameters()` names; task None means shared.
+
+    `is_tower`: of the visual tower, with the settings `optim.tower`.
+    """
 
     name: str
     task: str | None
     decay: bool
     names: tuple[str, ...]
+    is_tower: bool = False
 
 
 def learning_rate(step: int, config: OptimConfig, total_steps: int) -> float:
@@ -64,6 +68,7 @@ class GroupOptimizer(torch.optim.Optimizer):
         self.betas = config.betas
         self.eps = config.eps
         self.counts: dict[str, int] = {g[GROUP_KEY]: 0 for g in self.param_groups}
+        self.scales: dict[str, float] = {}  # rate of a group over the common one, where it differs
         self.active: frozenset[str] = frozenset()
         self.touched: set[str] = set()  # groups that have seen a non-zero gradient (on this rank)
 
@@ -73,13 +78,13 @@ class GroupOptimizer(torch.optim.Optimizer):
             self.state[tensor] = {name: torch.zeros_like(tensor, requires_grad=False) for name in self.state_names}
 
     def begin(self, active: Iterable[str], lr: float) -> None:
-        """Open a window: `active` groups may move, all with rate `lr`."""
+        """Open a window: `active` groups may move, with rate `lr` (times the group's scale)."""
         self.active = frozenset(active)
         unknown = self.active - self.counts.keys()
         if unknown:
             raise EngineError(f"no parameter group {sorted(unknown)}; {near_names(sorted(unknown)[0], self.counts)}")
         for group in self.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * self.scales.get(group[GROUP_KEY], 1.0)
 
     def cancel(self) -> None:
         """Make the coming `step` calls of this window do nothing."""
@@ -182,26 +187,30 @@ OPTIMIZERS: Mapping[str, type[GroupOptimizer]] = {"adamw": AdamW, "adamw_referen
 
 
 def parameter_groups(
-    trainable: Mapping[str, torch.Tensor], tasks: Mapping[str, str | None], optimizer: str
-) -> list[ParameterGroup]:
+    trainable: Mapping[str, torch.Tensor], tasks: Mapping[str, str | None], optimizer: str,
+    tower: Collection[str] = (),
+) -> list[ParameterGroup]:  # fmt: skip
     """One group per task and decay setting of the `trainable` parameters; `tasks` names the owner of each.
+
+    Parameters named in `tower` have groups of their own.
 
     adamw, sgd: biases and norms are not decayed. adamw_reference: only names with "bias" or "LayerNorm.weight" are not
     decayed, as in the reference; no norm of BART is called that (*Source:* VL-Adapter's trainer, measured).
     """
     spared = ("bias", "LayerNorm.weight")
-    grouped: dict[tuple[str | None, bool], list[str]] = {}
+    grouped: dict[tuple[str | None, bool, bool], list[str]] = {}
     for name, parameter in trainable.items():
         is_spared = any(word in name for word in spared)
         decay = not is_spared if optimizer == "adamw_reference" else parameter.ndim > 1
-        grouped.setdefault((tasks[name], decay), []).append(name)
-    order = sorted(grouped, key=lambda key: (key[0] or "", key[1]))
+        grouped.setdefault((tasks[name], name in tower, decay), []).append(name)
+    order = sorted(grouped, key=lambda key: (key[0] or "", *key[1:]))
     return [
         ParameterGroup(
-            f"{task or 'shared'}/{'decay' if decay else 'no_decay'}", task, decay, tuple(grouped[task, decay])
+            f"{task or 'shared'}{'/tower' if is_tower else ''}/{'decay' if decay else 'no_decay'}",
+            task, decay, tuple(grouped[task, is_tower, decay]), is_tower,
         )
-        for task, decay in order
-    ]
+        for task, is_tower, decay in order
+    ]  # fmt: skip
 
 
 def check_groups(parameters: Mapping[str, torch.Tensor], groups: Sequence[ParameterGroup]) -> None:
@@ -238,13 +247,17 @@ def build_optimizer(
     """The optimizer `config.name` over `groups` (empty groups are left out: ZeRO cannot flatten them)."""
     if config.name not in OPTIMIZERS:
         raise EngineError(f"unknown optimizer {config.name!r}; {near_names(config.name, OPTIMIZERS)}")
+    tower_decay = config.tower.weight_decay if config.tower.weight_decay >= 0 else config.weight_decay
     dictionaries = [
         {
             "params": [parameters[name] for name in group.names],
-            "weight_decay": config.weight_decay if group.decay else 0.0,
+            "weight_decay": (tower_decay if group.is_tower else config.weight_decay) if group.decay else 0.0,
             GROUP_KEY: group.name,
         }
         for group in groups
         if group.names
     ]
-    return OPTIMIZERS[config.name](dictionaries, config)
+    optimizer = OPTIMIZERS[config.name](dictionaries, config)
+    if config.tower.lr:
+        optimizer.scales = {g.name: config.tower.lr / config.lr for g in groups if g.is_tower}
+    return optimizer

@@ -27,7 +27,7 @@ from mtvl.checkpoint import (
     write_checkpoint,
     write_done,
 )
-from mtvl.config import RunConfig, to_plain
+from mtvl.config import RunConfig, TowerOptimConfig, to_plain
 from mtvl.data.schedule import Schedule, stable_bits
 from mtvl.engine import Engine, StepReport, start
 from mtvl.engine.settings import read_engine_file
@@ -105,7 +105,9 @@ class Run:
             examples, self.workspace.tasks, schedule, self.workspace.collator, config, dist.rank(), dist.world_size()
         )
         self.say(self.model.plan.table())
-        groups = parameter_groups(self.model.trainable(), self.model.tasks_of_parameters(), config.optim.name)
+        groups = parameter_groups(
+            self.model.trainable(), self.model.tasks_of_parameters(), config.optim.name, self.model.tower_parameters()
+        )
         self.engine = Engine(self.model, groups, config, self.loader.micro_steps)
         torch.manual_seed(
             stable_bits("dropout", config.seed, dist.rank()) % 2**63
@@ -203,6 +205,9 @@ def identity_of(config: RunConfig, run: Run, schedule: Schedule, examples: dict[
         for row in rows:
             video = (row.visual.video, row.visual.span) if row.visual.video else ()
             digest.update(repr((row.uid, row.segments, row.visual.images, row.targets, *video)).encode())
+    optim = to_plain(config.optim)
+    if config.optim.tower == TowerOptimConfig():
+        del optim["tower"]  # checkpoints from before there was such a section stay what they are
     return {
         "base": run.base, "tower": run.workspace.tower_fingerprint, "plan": run.model.plan.fingerprint(),
         "backbone": json.dumps(config.backbone, sort_keys=True), "petl": json.dumps(config.petl, sort_keys=True),
@@ -210,7 +215,7 @@ def identity_of(config: RunConfig, run: Run, schedule: Schedule, examples: dict[
         "seed": str(config.seed), "number of examples": json.dumps(schedule.sizes), "examples": digest.hexdigest()[:16],
         "mixture": json.dumps(to_plain(config.mixture)), "schedule": schedule.fingerprint,
         "train.global_batch": str(config.train.global_batch), "train.steps": str(config.train.steps),
-        "train.precision": config.train.precision, "optim": json.dumps(to_plain(config.optim)),
+        "train.precision": config.train.precision, "optim": json.dumps(optim),
         "paper_compat": str(config.paper_compat), "data.text_only": str(config.data.text_only),
     }  # fmt: skip
 

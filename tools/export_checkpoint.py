@@ -1,13 +1,17 @@
-"""Write a trained checkpoint in the layout of another library.
+"""Write a trained checkpoint in the layout of another library, or as the backbone of further runs.
 
     python tools/export_checkpoint.py RUN OUT --as peft   [--check] [key=value ...]
     python tools/export_checkpoint.py RUN OUT --as merged [--task NAME] [--check] [key=value ...]
+    python tools/export_checkpoint.py RUN OUT --as backbone [--task NAME] [key=value ...]
 
 RUN is a run folder or an export. `peft` (method `lora`): OUT holds adapter_config.json and adapter_model.safetensors, or
 a folder with both for each task where tasks have adapters of their own; `PeftModel.from_pretrained(base, OUT)` loads it
 onto the plain language model. `merged` (`lora`, `ia3`, and methods that add nothing): OUT is a plain transformers model
 for `AutoModelForSeq2SeqLM.from_pretrained`, with the tokenizer where the backbone has one. Both have visual.safetensors
 beside them: the visual embedding and the token rows of the visual slots, which no language model has.
+
+`backbone` (what can be merged): OUT is the model's language model, visual embedding, towers and tokenizer; other runs start
+from it with `backbone.weights=OUT`, e.g. after pre-training.
 
 `--check` loads what was written with that library and compares logits with the checkpoint's own: of text alone, and of
 the decoder over encoded text and pictures. `tools/import_checkpoint.py` reads PEFT folders.
@@ -26,6 +30,7 @@ import torch
 from mtvl.config import RunConfig
 from mtvl.errors import CheckpointError, ConfigError, MtvlError
 from mtvl.export import load_export
+from mtvl.interchange.bundle import write_bundle
 from mtvl.interchange.peft import write_peft
 from mtvl.interchange.plain import plain_text_model, write_merged
 from mtvl.model import Model, make_backbone
@@ -103,9 +108,11 @@ def export(run: Path, out: Path, layout: str, task: str, is_checked: bool, overr
     model.eval()
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty; give a new folder")
+    if is_checked and layout == "backbone":
+        raise ConfigError("--check compares with another library; a backbone is read by this one alone")
     if layout == "peft":
         if task:
-            raise ConfigError("--task belongs to '--as merged': PEFT folders are written for all tasks")
+            raise ConfigError("--task belongs to merging: PEFT folders are written for all tasks")
         folders = write_peft(out, model, config)
         print("wrote " + ", ".join(str(f) for f in folders))
         if is_checked:
@@ -113,6 +120,10 @@ def export(run: Path, out: Path, layout: str, task: str, is_checked: bool, overr
         return
     if model.plan.is_task_private and not task:
         raise ConfigError(f"each task has adapters of its own; give --task, one of {', '.join(model.plan.tasks)}")
+    if layout == "backbone":
+        write_bundle(out, model, config, task)
+        print(f"wrote {out}; start from it with backbone.weights={out}")
+        return
     write_merged(out, model, task)
     try:
         model.backbone.tokenizer().raw.save_pretrained(str(out))
@@ -128,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder or an export")
     parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("--as", dest="layout", choices=("peft", "merged"), required=True)
+    parser.add_argument("--as", dest="layout", choices=("peft", "merged", "backbone"), required=True)
     parser.add_argument("--task", default="", help="whose adapters are merged, where tasks have their own")
     parser.add_argument("--check", action="store_true", help="load it with the other library and compare logits")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. backbone.weights=FOLDER")

@@ -73,6 +73,7 @@ class ClipSeq2Seq(nn.Module):
         order of their projections."""
         super().__init__()
         self.config, self.widths = config, dict(widths)
+        self.visual_tower: GridTower | None = None  # where it is trained with the model
         self.public_rows = int(text.vocab_size)  # of the token table: the rows after these are in no public checkpoint
         text.vocab_size += config.num_sentinels + config.num_slots
 
@@ -145,7 +146,9 @@ class ClipSeq2Seq(nn.Module):
         text, widths = cls.text_config(config), feature_widths(config)
         if meta:
             with torch.device("meta"):
-                return cls(config, text, widths)
+                model = cls(config, text, widths)
+                model.visual_tower = model._trained_tower(meta=True)
+            return model
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.init_seed)  # rows and projections that no checkpoint holds
             model = cls(config, text, widths)
@@ -153,7 +156,25 @@ class ClipSeq2Seq(nn.Module):
             model._load_bundle(folder)
         elif config.weights:
             model._load_public(config.weights)
+        model.visual_tower = model._trained_tower()
         return model
+
+    def _trained_tower(self, *, meta: bool = False) -> GridTower | None:
+        """The tower that is trained as a part of this model; None without `train_tower`."""
+        if not self.config.train_tower:
+            return None
+        if "grid" not in self.widths:
+            raise ConfigError(
+                "'backbone.train_tower' trains the tower of pictures, and no task of this run has pictures"
+            )
+        if meta and tower_name(self.config) != STORED:
+            return GridTower(tower_name(self.config))
+        tower = self.tower("grid")
+        if not isinstance(tower, GridTower):
+            raise ConfigError(
+                f"'backbone.train_tower' needs a tower, 'backbone.tower' is {STORED!r}: all features are files"
+            )
+        return tower
 
     def _tables(self) -> set[str]:
         """Names of the language model's tensors that have a row for each token."""
@@ -218,6 +239,11 @@ class ClipSeq2Seq(nn.Module):
     def tower(self, kind: str = "grid") -> GridTower | FrameTower | None:
         """The frozen visual tower for one kind of features, as configured; None where all features are stored ones."""
         settings, folder = self.config, bundled_folder(self.config.weights)
+        if kind == "grid" and self.visual_tower is not None:
+            raise ConfigError(
+                "the tower is trained with the model ('backbone.train_tower'): its features change with every step, so none "
+                "can be computed ahead or stored"
+            )
         if kind == "grid":
             name, weights, key = tower_name(settings), settings.tower_weights, "tower"
             configured = settings.tower
@@ -253,7 +279,11 @@ class ClipSeq2Seq(nn.Module):
             if not own or ".adapter." in path:
                 continue
             seen.update(id(p) for p in own)
-            kind, stack, layer = ("visual", "visual", -1) if path.startswith("visual.") else self._site_kind(path)
+            if path.startswith(("visual.", "visual_tower.")):
+                kind = stack = "visual" if path.startswith("visual.") else "tower"
+                layer = -1
+            else:
+                kind, stack, layer = self._site_kind(path)
             d_in, d_out = (module.in_features, module.out_features) if isinstance(module, nn.Linear) else (0, 0)
             num_bias = sum(p.numel() for p in own if p is getattr(module, "bias", None))
             sites.append(Site(path, kind, stack, layer, d_in, d_out, sum(p.numel() for p in own), num_bias))
@@ -305,7 +335,10 @@ class ClipSeq2Seq(nn.Module):
         rows, table = len(batch.source_mask), self.core.shared.weight
         if not batch.features.shape[1]:
             return table.new_zeros(rows, 0, table.shape[1]), batch.source_mask.new_ones(rows, 0)
-        tokens = self.visual(batch.features, table, batch.feature_kind)
+        features = batch.features
+        if self.visual_tower is not None and batch.feature_kind == "grid":
+            features = self.visual_tower.grids(features)
+        tokens = self.visual(features, table, batch.feature_kind)
         if batch.feature_kind == "frame":
             return tokens, batch.feature_mask.flatten(1)
         return tokens, batch.source_mask.new_ones(tokens.shape[:2])

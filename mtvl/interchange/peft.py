@@ -19,7 +19,7 @@ from mtvl.backbones.clip_config import bundled_folder
 from mtvl.config import RunConfig
 from mtvl.errors import CheckpointError, PlanError
 from mtvl.export import ROWS
-from mtvl.interchange.plain import VISUAL, copy_tensors, read_tensors, write_visual
+from mtvl.interchange.plain import VISUAL, copy_tensors, read_tensors, visual_state, write_visual
 from mtvl.model import Model
 from mtvl.petl.lora import LowRank
 from mtvl.petl.plan import SHARED
@@ -78,7 +78,7 @@ def _plain(model: Model, site: Site) -> str:
 
 
 def _text_sites(model: Model) -> list[Site]:
-    return [s for s in model.plan.sites if s.kind != "visual"]
+    return [s for s in model.plan.sites if s.kind not in ("visual", "tower")]
 
 
 def _bias_key(model: Model, site: Site) -> str:
@@ -306,9 +306,9 @@ def _own_name(key: str, owner: str, model: Model) -> str:
 
 
 def _load_visual(model: Model, file: Path) -> None:
-    """Visual embedding and added token rows."""
+    """Visual embedding, added token rows, and the tower where it was trained."""
     found = read_tensors(file)
-    wanted = {f"backbone.visual.{k}": v for k, v in model.backbone.visual.state_dict().items()}
+    wanted = visual_state(model)
     for name, first in model.backbone.added_rows().items():
         wanted[ROWS + name] = model.backbone.get_parameter(name).detach()[first:]
     trainable = model.trainable()

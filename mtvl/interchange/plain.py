@@ -44,10 +44,18 @@ def plain_text_model(backbone: Any) -> Any:
 
 
 def write_visual(folder: Path, model: Model) -> None:
-    """Visual embedding and added token rows, under the names that an export has for them."""
-    state = {f"backbone.visual.{k}": v.detach().float().cpu() for k, v in model.backbone.visual.state_dict().items()}
+    """Visual embedding, added token rows and a trained tower, under the names that an export has for them."""
+    state = {k: v.detach().float().cpu() for k, v in visual_state(model).items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in (state | added_rows(model)).items()}, str(folder / VISUAL))
+
+
+def visual_state(model: Model) -> dict[str, torch.Tensor]:
+    """The model's own tensors of the visual embedding, and of the tower where it is trained with the model."""
+    modules = {"visual": model.backbone.visual, "visual_tower": model.backbone.visual_tower}
+    states = {name: {} if module is None else module.state_dict() for name, module in modules.items()}
+    # Counters of batches are no floats and mean nothing: the tower's statistics stand still.
+    return {f"backbone.{n}.{k}": v for n, state in states.items() for k, v in state.items() if v.is_floating_point()}
 
 
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ from transformers import AutoModelForSeq2SeqLM, BartForConditionalGeneration, T5
 from mtvl.backbones.clip_bart_config import ClipBartConfig, text_config
 from mtvl.backbones.clip_t5_config import ClipT5Config
 from mtvl.backbones.clip_t5_config import text_config as t5_text_config
+from mtvl.config import RunConfig
 from mtvl.errors import PlanError
 from mtvl.export import load_export, write_export
 from mtvl.interchange.peft import write_peft
@@ -230,6 +231,9 @@ def test_the_command_says_what_is_wrong(trained, tmp_path, capsys) -> None:
     assert "give --task, one of vqa, gqa" in fails(str(tmp_path / "new"), "--as", "merged")
     message = fails(str(tmp_path / "new"), "--as", "merged", "--task", "gqqa")
     assert "has parts for vqa, gqa only, not for 'gqqa'" in message
+    assert "--check compares with another library" in fails(
+        str(tmp_path / "new"), "--as", "backbone", "--task", "gqa", "--check"
+    )
     assert "--task belongs to" in fails(str(tmp_path / "new"), "--as", "peft", "--task", "gqa")
     assert "is not empty" in fails(str(tmp_path / "run"), "--as", "peft")
     assert export_tool.main([str(tmp_path / "absent"), str(tmp_path / "new"), "--as", "peft"]) == 1
@@ -244,3 +248,32 @@ def test_the_command_says_what_is_wrong(trained, tmp_path, capsys) -> None:
     assert export_tool.main([str(tmp_path / "run"), *target]) == 0
     out = capsys.readouterr().out
     assert "no tokenizer was written" in out and "largest difference of logits" in out
+
+
+def test_a_trained_model_is_the_backbone_of_further_runs(tiny_config, make_batch, tmp_path, capsys) -> None:
+    """After pre-training: language model, visual embedding and tower are where they were, and an adapter starts from there."""
+    section = {"weights": "tiny", "text": {}, "tower": "", "visual_tokens": 36, "num_sentinels": 100, "num_slots": 100}
+    config = tiny_config({"name": "full"}, tasks=TASKS, dropout=0.0, train_tower=True, **section)
+    model, random = build_model(config).eval(), torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.trainable().values():
+            parameter += torch.randn(parameter.shape, generator=random) * 0.01
+    write_export(tmp_path / "run", model, config)
+    assert export_tool.main([str(tmp_path / "run"), str(tmp_path / "new"), "--as", "backbone"]) == 0, (
+        capsys.readouterr().err
+    )
+    section = {**config.backbone, "weights": str(tmp_path / "new")}
+    section.pop("train_tower")
+    after = RunConfig(tasks=TASKS, backbone=section, petl={"name": "adapter", "bottleneck": 4})
+    further = build_model(after).eval()
+    tower, batch = further.backbone.tower("grid"), make_batch("vqa")
+    assert not any(".adapter." in n and "text" in n for n in load_file(tmp_path / "new" / "model.safetensors"))
+    pixels = torch.randn(3, 1, 112 * 112, 3, generator=random)
+    for each in (model, further):
+        each.set_task("vqa")
+    batch.features = pixels
+    with torch.no_grad():
+        own = model.logits(batch)
+        batch.features = tower.grids(pixels)
+        assert torch.equal(own, further.logits(batch))
+    assert further.backbone.tokenizer().encode("a red star") == model.backbone.tokenizer().encode("a red star")
