@@ -135,7 +135,8 @@ class Batch:
     source_ids      (B, S) int64, right-padded
     source_mask     (B, S) bool, True where a text token stands
     features        (B, N, P, F) float: grid features before pooling, or the frame tokens of a video in order of time
-                    (N = 1); N = 0 when the task has neither
+                    (N = 1); N = 0 when the task has neither. Normalised pixels (P = H * W, F = 3) of pictures where
+                    the tower is trained
     feature_mask    (B, N, P) bool, True where a feature stands; shorter videos are padded. All True unless given
     feature_kind    "grid" or "frame"
     choice_ids      (B, C, T) int64, the rows' own choices to be ranked, -100 where ignored; C = 0 in training and for

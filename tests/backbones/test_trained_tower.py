@@ -18,7 +18,7 @@ from mtvl.optim import build_optimizer, parameter_groups
 from mtvl.types import kind_owner
 
 SIDE, TOWER = 112, "backbone.visual_tower."
-SAME = 1e-5  # float32 logits up to 6, measured worst case: 0 (the same kernels on the same rows)
+SAME = 1e-5  # float32 logits; the same operations on the same rows
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ MakeConfig = Callable[..., RunConfig]
 MakeBatch = Callable[..., Batch]
 
 # Logits of 1 to 12. Adapters run on fewer rows at a time and texts have more padding, so sums are ordered otherwise.
-DOUBLE = 1e-12  # measured worst case: 1.1e-14
-SINGLE = 1e-4  # measured worst case: 1.9e-5
+DOUBLE = 1e-12
+SINGLE = 1e-4
 
 
 def randomised(config: RunConfig) -> Model:
@@ -42,15 +42,17 @@ def parts_of(make_batch: MakeBatch) -> list[Batch]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    ("dtype", "limit"), [(torch.float64, DOUBLE), (torch.float32, SINGLE)], ids=["double", "single"]
-)
 def test_mixed_rows_are_answered_as_by_their_own_task(
-    petl: dict, dtype: torch.dtype, limit: float, tiny_config: MakeConfig, make_batch: MakeBatch
+    petl: dict, tiny_config: MakeConfig, make_batch: MakeBatch
 ) -> None:
-    model = randomised(tiny_config(petl)).to(dtype)
+    in_single = petl["name"] in ("adapter", "prefix")  # the others differ by their sums no more
+    for dtype, limit in [(torch.float64, DOUBLE), *([(torch.float32, SINGLE)] if in_single else [])]:
+        compare(randomised(tiny_config(petl)).to(dtype), parts_of(make_batch), limit)
+
+
+def compare(model: Model, parts: list[Batch], limit: float) -> None:
+    """Logits, choices and generated ids of the joined batch against those of its parts."""
     pad = model.backbone.text.config.pad_token_id
-    parts = parts_of(make_batch)
     mixed = join(parts, pad)
     assert mixed.row_tasks == ("gqa", "gqa", "gqa", "vqa", "vqa", "coco", "coco", "gqa")
     logits = model.backbone.decode(model.encode(mixed), mixed.target_ids)
@@ -68,7 +70,7 @@ def test_mixed_rows_are_answered_as_by_their_own_task(
         width = max(alone.shape[1], ids.shape[1])
         fill = (0, width - alone.shape[1]), (0, width - ids.shape[1])
         padded = [torch.nn.functional.pad(t, f, value=pad) for t, f in zip((alone, ids[rows]), fill, strict=True)]
-        if dtype == torch.float64:  # in single precision near ties may fall either way
+        if limit == DOUBLE:  # in single precision near ties may fall either way
             assert torch.equal(*padded)
         if model.plan.is_task_private:
             model.set_task("coco" if part.task == "gqa" else "gqa")
