@@ -21,7 +21,8 @@ class VGRegions:
         """One row a picture in file order, its phrases as captions; a picture may have none. Picture field: image_id."""
         records = [record for file in files["rows"] for record in read_json_list(file)]
         pictures = list(once_each(((r.key("id", "image_id"), r) for r in records), "picture id"))
-        regions = [(uid, region) for uid, record in pictures for region in record.records("regions")]
+        described = [(uid, record) for uid, record in pictures if record.values.get("regions") != []]
+        regions = [(uid, region) for uid, record in described for region in record.records("regions")]
         captions: dict[str, list[tuple[str, str]]] = {uid: [] for uid, _ in pictures}
         for (uid, _), (region_id, region) in zip(
             regions, once_each(((r.key("region_id", "id"), r) for _, r in regions), "region id"), strict=True
