@@ -74,6 +74,14 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class TowerOptimConfig:
+    """Settings of a visual tower that is trained (`backbone.train_tower`) where they differ from the rest's."""
+
+    lr: float = 0.0  # peak; 0 = as optim.lr. The schedule is the same
+    weight_decay: float = -1.0  # below 0 = as optim.weight_decay
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """Optimizer and schedule; both are pure functions of the optimizer step."""
 
@@ -84,8 +92,9 @@ class OptimConfig:
     weight_decay: float = 0.01
     warmup_ratio: float = 0.1
     schedule: str = "linear"  # linear | constant
-    clip_norm: float = 5.0  # 0 = off
+    clip_norm: float = 5.0  # 0 = off; over all trained parameters together
     backbone_lr_scale: float = 1.0  # times lr: weights that a method trains and did not add (norms, visual embedding)
+    tower: TowerOptimConfig = field(default_factory=TowerOptimConfig)
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,7 @@ class EvaluateConfig:
     """Evaluation. Zero or empty values mean: as the task file says."""
 
     batch: int = 64
+    mixed: bool = False  # batches mix all tasks by example, each row answered by its own task's parts
     num_beams: int = 0
     captions_tokenizer: str = "auto"  # auto | ptb | python
     bootstrap: int = 1000
@@ -277,6 +287,10 @@ def validate(config: RunConfig) -> None:
                 raise ConfigError(f"'{section}.{name}' is not one of the tasks; {near_names(name, config.tasks)}")
             if not weight > 0:
                 raise ConfigError(f"'{section}.{name}' must be above 0, found {weight}")
+    if config.optim.tower != TowerOptimConfig() and not config.backbone.get("train_tower"):
+        raise ConfigError(
+            "'optim.tower' is for a tower that is trained; set backbone.train_tower=true, or leave it out"
+        )
     _check_numbers(config)
 
 
@@ -298,7 +312,7 @@ def _check_numbers(config: RunConfig) -> None:
         "train.validate_every": config.train.validate_every, "train.validate_examples": config.train.validate_examples,
         "optim.clip_norm": config.optim.clip_norm, "optim.weight_decay": config.optim.weight_decay,
         "optim.backbone_lr_scale": config.optim.backbone_lr_scale,
-        "evaluate.num_beams": config.evaluate.num_beams,
+        "evaluate.num_beams": config.evaluate.num_beams, "optim.tower.lr": config.optim.tower.lr,
     }  # fmt: skip
     for key, number in not_negative.items():
         if not number >= 0:

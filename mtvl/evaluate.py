@@ -13,6 +13,7 @@ import numpy as np
 
 from mtvl import dist
 from mtvl.config import RunConfig
+from mtvl.data.mixed import mixed_batches
 from mtvl.engine import start
 from mtvl.errors import CheckpointError, ConfigError, DataError
 from mtvl.evaluator import Evaluator
@@ -102,17 +103,14 @@ def _evaluate_model(
     workspace = Workspace(config, model.backbone, tower=model.trained_tower, device=device, say=say)
     workspace.prepare([(task, split) for task in config.tasks])
     evaluator = Evaluator(model.to(device), workspace.tokenizer, device)
+    mixed = _predict_mixed(workspace, evaluator, config, split) if config.evaluate.mixed else {}
     results: dict[str, dict[str, Any]] = {}
     items: dict[str, Mapping[str, float]] = {}
     for name, task in workspace.tasks.items():
         examples = workspace.examples(name, split)
         is_public = all(e.references for e in examples)
         constant = _constant(workspace, name, examples) if baselines and is_public and dist.is_main() else None
-        progress = Progress(f"evaluate {name}", -(-len(examples) // dist.world_size()), quiet=not dist.is_main())
-        batches = evaluation_batches(
-            workspace.collator, task, examples, config.evaluate.batch, dist.rank(), dist.world_size()
-        )
-        predicted = evaluator.predict(task, examples, batches, progress.update)
+        predicted = mixed[name] if mixed else _predict(workspace, evaluator, config, name, split)
         if predictions is not None and dist.is_main():  # before scoring: a split without public answers ends there
             _write_predictions(predictions / f"{name}.jsonl", predicted)
             _write_result_file(predictions.parent / "results", task, predicted, examples, split)
@@ -125,6 +123,29 @@ def _evaluate_model(
         if constant is not None:
             results[name]["constant"] = constant
     return results, items
+
+
+def _predict(
+    workspace: Workspace, evaluator: Evaluator, config: RunConfig, name: str, split: str
+) -> list[Prediction]:  # fmt: skip
+    """Predictions of one task, in batches of its own."""
+    task, examples = workspace.tasks[name], workspace.examples(name, split)
+    progress = Progress(f"evaluate {name}", -(-len(examples) // dist.world_size()), quiet=not dist.is_main())
+    ranks = dist.rank(), dist.world_size()
+    batches = evaluation_batches(workspace.collator, task, examples, config.evaluate.batch, *ranks)
+    return evaluator.predict(task, examples, batches, progress.update)
+
+
+def _predict_mixed(
+    workspace: Workspace, evaluator: Evaluator, config: RunConfig, split: str
+) -> dict[str, list[Prediction]]:  # fmt: skip
+    """Predictions of all tasks at once, in batches that mix them by example."""
+    examples = {name: workspace.examples(name, split) for name in workspace.tasks}
+    count = sum(map(len, examples.values()))
+    progress = Progress("evaluate, tasks mixed", -(-count // dist.world_size()), quiet=not dist.is_main())
+    pad, ranks = workspace.tokenizer.pad_id, (dist.rank(), dist.world_size())
+    batches = mixed_batches(workspace.collator, examples, config.evaluate.batch, pad, *ranks)
+    return evaluator.predict_mixed(workspace.tasks, examples, batches, progress.update)
 
 
 def _result(scores: Scores, num_examples: int, resamples: int) -> dict[str, Any]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import torch
 
 from mtvl import dist
 from mtvl.errors import EngineError, MtvlError
 from mtvl.model import Model
-from mtvl.types import Batch, Example, Prediction, Scores, Task, Tokenizer
+from mtvl.types import Batch, Decoding, Example, Prediction, Scores, Task, Tokenizer
 
 
 class Evaluator:
@@ -21,43 +24,77 @@ class Evaluator:
     def predict_batch(self, task: Task, batch: Batch) -> list[Prediction]:
         """Answers to one batch: generated text, or the best of the task's choices with their scores."""
         self.model.set_task(task.name)
+        return self._answers(task.decoding, batch.to(self.device))
+
+    def predict_mixed_batch(self, tasks: Mapping[str, Task], batch: Batch) -> list[tuple[str, Prediction]]:
+        """(task, answer) of every row of a batch that mixes tasks by example.
+
+        All rows are encoded together, and those that are decoded alike are decoded together, each by its own task's parts.
+        """
         batch = batch.to(self.device)
-        decoding = task.decoding
-        if decoding.mode != "generate":
-            if decoding.mode == "rank":
-                scores = self.model.rank(batch)
-            else:
-                scores = self.model.choose(
-                    batch, [self.tokenizer.wrap(self.tokenizer.encode(c)) for c in decoding.choices]
-                )
-            return [_best(uid, decoding.choices, row) for uid, row in zip(batch.uids, scores.tolist(), strict=True)]
-        ids = self.model.generate(batch, decoding).tolist()
-        return [Prediction(uid, self.tokenizer.decode(row)) for uid, row in zip(batch.uids, ids, strict=True)]
+        memory = self.model.encode(batch)
+        answers: dict[int, tuple[str, Prediction]] = {}
+        first, rows_of = 0, {}
+        for number, part in enumerate(batch.parts):
+            rows_of[number] = range(first, first := first + len(part.uids))
+        for decoding, numbers in _decoded_alike(tasks, batch).items():
+            rows = [row for number in numbers for row in rows_of[number]]
+            parts = [batch.parts[number] for number in numbers]
+            names = [part.task for part in parts for _ in part.uids]
+            self.model.set_rows(names)
+            # Of several parts only the uids are asked for here: rows to be ranked come alone, with their own choices.
+            some = parts[0] if len(parts) == 1 else replace(batch, uids=tuple(batch.uids[row] for row in rows))
+            found = self._answers(decoding[0], some, memory.select(rows))
+            answers.update(zip(rows, zip(names, found, strict=True), strict=True))
+        return [answers[row] for row in range(len(batch.uids))]
+
+    def _answers(self, decoding: Decoding, batch: Batch, memory: Any = None) -> list[Prediction]:
+        """Answers to the rows of `batch`, whose tasks are set; `memory` where it has been encoded before."""
+        if decoding.mode == "generate":
+            ids = self.model.generate(batch, decoding, memory).tolist()
+            return [Prediction(uid, self.tokenizer.decode(row)) for uid, row in zip(batch.uids, ids, strict=True)]
+        if decoding.mode == "rank":
+            scores = self.model.rank(batch, memory)
+        else:
+            choices = [self.tokenizer.wrap(self.tokenizer.encode(c)) for c in decoding.choices]
+            scores = self.model.choose(batch, choices, memory)
+        return [_best(uid, decoding.choices, row) for uid, row in zip(batch.uids, scores.tolist(), strict=True)]
 
     def predict(
         self, task: Task, examples: Sequence[Example], batches: Iterable[Batch],
         progress: Callable[[int], None] | None = None,
     ) -> list[Prediction]:  # fmt: skip
         """All ranks' predictions in the order of `examples`; EngineError unless each uid came exactly once."""
-        was_training = self.model.training
-        self.model.eval()
         own: list[Prediction] = []
-        try:
+        with self._evaluating():
             for batch in batches:
                 own += self.predict_batch(task, batch)
                 if progress:
                     progress(len(own))
+        return _gathered(task.name, own, examples)
+
+    def predict_mixed(
+        self, tasks: Mapping[str, Task], examples: Mapping[str, Sequence[Example]], batches: Iterable[Batch],
+        progress: Callable[[int], None] | None = None,
+    ) -> dict[str, list[Prediction]]:  # fmt: skip
+        """The same for all tasks at once, from batches that mix them by example (`mtvl.data.mixed`)."""
+        own: dict[str, list[Prediction]] = {name: [] for name in examples}
+        with self._evaluating():
+            for batch in batches:
+                for name, prediction in self.predict_mixed_batch(tasks, batch):
+                    own[name].append(prediction)
+                if progress:
+                    progress(sum(map(len, own.values())))
+        return {name: _gathered(name, own[name], rows) for name, rows in examples.items()}
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            yield
         finally:
             self.model.train(was_training)
-        gathered = [p for part in dist.gather_objects(own) for p in part]
-        by_uid = {p.uid: p for p in gathered}
-        expected = {e.uid for e in examples}
-        if len(gathered) != len(by_uid) or set(by_uid) != expected or len(expected) != len(examples):
-            raise EngineError(
-                f"{task.name}: {len(examples)} examples, {len(gathered)} predictions of {len(by_uid)} uids; "
-                f"missing {sorted(expected - set(by_uid))[:3]}, not asked for {sorted(set(by_uid) - expected)[:3]}"
-            )
-        return [by_uid[e.uid] for e in examples]
 
     def score(self, task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Scores:
         """Score once on rank 0 and hand the result, or the error, to all ranks: none is left waiting."""
@@ -71,6 +108,28 @@ class Evaluator:
         if failure is not None:
             raise failure
         return scores
+
+
+def _decoded_alike(tasks: Mapping[str, Task], batch: Batch) -> dict[tuple[Decoding, int], list[int]]:
+    """Numbers of the parts of `batch` by their decoding; those with choices of their own are apart (their number, else -1)."""
+    groups: dict[tuple[Decoding, int], list[int]] = {}
+    for number, part in enumerate(batch.parts):
+        decoding = tasks[part.task].decoding
+        groups.setdefault((decoding, number if decoding.mode == "rank" else -1), []).append(number)
+    return groups
+
+
+def _gathered(task: str, own: Sequence[Prediction], examples: Sequence[Example]) -> list[Prediction]:
+    """All ranks' predictions in the order of `examples`; EngineError unless each uid came exactly once."""
+    gathered = [p for part in dist.gather_objects(own) for p in part]
+    by_uid = {p.uid: p for p in gathered}
+    expected = {e.uid for e in examples}
+    if len(gathered) != len(by_uid) or set(by_uid) != expected or len(expected) != len(examples):
+        raise EngineError(
+            f"{task}: {len(examples)} examples, {len(gathered)} predictions of {len(by_uid)} uids; "
+            f"missing {sorted(expected - set(by_uid))[:3]}, not asked for {sorted(set(by_uid) - expected)[:3]}"
+        )
+    return [by_uid[e.uid] for e in examples]
 
 
 def _best(uid: str, names: Sequence[str], scores: Sequence[float]) -> Prediction:

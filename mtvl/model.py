@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -41,6 +42,13 @@ class Model(nn.Module):
             )
         self.active.set(name)
 
+    def set_rows(self, tasks: Sequence[str]) -> None:
+        """Make `tasks[i]` the task of row i of the next batches, for inference on batches that mix tasks by example."""
+        for name in dict.fromkeys(tasks):
+            self.set_task(name)
+        if self.plan.is_task_private:  # else one pass serves all rows
+            self.active.set_rows(tasks)
+
     def merge(self, task: str = "") -> None:
         """Fold the adapters (of `task`, where there are private ones) into the backbone, for inference at its cost.
 
@@ -69,6 +77,8 @@ class Model(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """loss_weight * loss numerator / denominator: summed over a slot's micro-batches and ranks, the slot's loss."""
+        if batch.parts:
+            raise PlanError("a batch that mixes tasks by example is for inference; train on batches of one task")
         losses = token_losses(self.logits(batch), batch.target_ids)
         total = loss_sum(losses, batch.target_ids, batch.target_weights, batch.loss)
         return total * (batch.loss_weight / batch.denominator)
@@ -78,21 +88,29 @@ class Model(nn.Module):
         return self.backbone.decode(self.backbone.encode(batch), batch.target_ids)
 
     @torch.no_grad()
-    def generate(self, batch: Batch, decoding: Decoding) -> torch.Tensor:
-        """Token ids (B, <= max_tokens) of the answers."""
-        return self.backbone.generate(self.backbone.encode(batch), decoding)[0]
+    def encode(self, batch: Batch) -> Any:
+        """The backbone's memory of `batch`; of one that mixes tasks, each row under its own task, which then stay set."""
+        if batch.parts:
+            self.set_rows(batch.row_tasks)
+        return self.backbone.encode(batch)
 
     @torch.no_grad()
-    def choose(self, batch: Batch, choices: Sequence[Sequence[int]]) -> torch.Tensor:
+    def generate(self, batch: Batch, decoding: Decoding, memory: Any = None) -> torch.Tensor:
+        """Token ids (B, <= max_tokens) of the answers. `memory`: the batch's own, where it has been encoded before."""
+        return self.backbone.generate(self.encode(batch) if memory is None else memory, decoding)[0]
+
+    @torch.no_grad()
+    def choose(self, batch: Batch, choices: Sequence[Sequence[int]], memory: Any = None) -> torch.Tensor:
         """Scores (B, C) of wrapped choices."""
-        return self.backbone.choose(self.backbone.encode(batch), choices)
+        return self.backbone.choose(self.encode(batch) if memory is None else memory, choices)
 
     @torch.no_grad()
-    def rank(self, batch: Batch) -> torch.Tensor:
+    def rank(self, batch: Batch, memory: Any = None) -> torch.Tensor:
         """Mean log-likelihood per token (B, C) of each row's own choices; the input is encoded once."""
         rows, count, width = batch.choice_ids.shape
         ids = batch.choice_ids.view(rows * count, width)
-        losses = token_losses(self.backbone.decode(self.backbone.encode(batch).repeat(count), ids), ids)
+        memory = self.encode(batch) if memory is None else memory
+        losses = token_losses(self.backbone.decode(memory.repeat(count), ids), ids)
         return -(losses.sum(1) / (ids != -100).sum(1).clamp(min=1)).view(rows, count)
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -103,6 +121,13 @@ class Model(nn.Module):
         """Names of the trained parameters that the method added; the others came with the backbone."""
         added = set(owner_of(self.plan))
         return {n for n in self.trainable() if n.removeprefix("backbone.") in added}
+
+    def tower_parameters(self) -> frozenset[str]:
+        """Names of the trained parameters of the visual tower; it has optimizer settings of its own."""
+        paths = [f"backbone.{site.path}" for site in self.plan.unfrozen if site.kind == "tower"]
+        return frozenset(
+            f"{path}.{n}" for path in paths for n, _ in self.get_submodule(path).named_parameters(recurse=False)
+        )
 
     def tasks_of_parameters(self) -> dict[str, str | None]:
         """Task that owns each trained parameter; None where it is shared by all.
@@ -116,6 +141,8 @@ class Model(nn.Module):
             for kind in kinds:
                 if name.startswith(f"backbone.visual.features.{kind}."):
                     owners[name.removeprefix("backbone.")] = kind_owner(kind)
+            if name.startswith("backbone.visual_tower."):
+                owners[name.removeprefix("backbone.")] = kind_owner("grid")
         return {n: owners.get(n.removeprefix("backbone.")) for n in self.trainable()}
 
 
@@ -134,13 +161,20 @@ def make_backbone(section: dict[str, Any], *, meta: bool = False) -> Any:
 def make_plan(config: RunConfig, backbone: Any | None = None) -> Plan:
     """The plan of a recipe, from configurations alone unless a built backbone is given."""
     backbone = make_backbone(with_visual(config, TASKS_DIR).backbone, meta=True) if backbone is None else backbone
-    return make_method(config.petl, paper_compat=config.paper_compat).plan(backbone.sites(), config.tasks)
+    return _plan_of(make_method(config.petl, paper_compat=config.paper_compat), backbone, config.tasks)
+
+
+def _plan_of(method: Any, backbone: Any, tasks: tuple[str, ...]) -> Plan:
+    """The method's plan; where the backbone has a tower that trains, with that: it goes with any method."""
+    plan: Plan = method.plan(backbone.sites(), tasks)
+    tower = tuple(site for site in plan.sites if site.kind == "tower" and site not in plan.unfrozen)
+    return replace(plan, unfrozen=plan.unfrozen + tower) if tower else plan
 
 
 def build_model(config: RunConfig) -> Model:
     """Backbone with weights, plan applied, everything else frozen."""
     backbone = make_backbone(with_visual(config, TASKS_DIR).backbone)
     method = make_method(config.petl, paper_compat=config.paper_compat)
-    model = Model(backbone, method.plan(backbone.sites(), config.tasks), method, config.seed)
+    model = Model(backbone, _plan_of(method, backbone, config.tasks), method, config.seed)
     backbone.set_recompute(config.train.recompute, model.active.recompute_contexts)
     return model

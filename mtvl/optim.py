@@ -25,7 +25,7 @@ GROUP_KEY, SCALE_KEY = "mtvl_group", "mtvl_scale"  # survive DeepSpeed's copies 
 class ParameterGroup:
     """Parameters that are optimised together. `names` are `named_parameters()` names; task None means shared.
 
-    They step at `scale` times the learning rate.
+    They step at `scale` times the learning rate. `is_tower`: of the visual tower, with the settings `optim.tower`.
     """
 
     name: str
@@ -33,6 +33,7 @@ class ParameterGroup:
     decay: bool
     names: tuple[str, ...]
     scale: float = 1.0
+    is_tower: bool = False
 
 
 def learning_rate(step: int, config: OptimConfig, total_steps: int) -> float:
@@ -190,25 +191,31 @@ def parameter_groups(
     tasks: Mapping[str, str | None],
     config: OptimConfig,
     added: Collection[str] = (),
+    tower: Collection[str] = (),
 ) -> list[ParameterGroup]:
     """One group per task, decay setting and rate of the `trainable` parameters; `tasks` names the owner of each.
+
+    Parameters named in `tower` have groups of their own.
 
     adamw, sgd: biases and norms are not decayed. adamw_reference: only names with "bias" or "LayerNorm.weight" are not
     decayed, as in the reference; no norm of BART is called that (*Source:* VL-Adapter's trainer, measured). Parameters
     not in `added` came with the backbone and take `config.backbone_lr_scale`.
     """
     spared = ("bias", "LayerNorm.weight")
-    grouped: dict[tuple[str, bool, float], list[str]] = {}
+    grouped: dict[tuple[str, bool, bool, float], list[str]] = {}
     for name, parameter in trainable.items():
         is_spared = any(word in name for word in spared)
         decay = not is_spared if config.name == "adamw_reference" else parameter.ndim > 1
         scale = 1.0 if name in added else config.backbone_lr_scale
-        grouped.setdefault((tasks[name] or "", decay, scale), []).append(name)
+        if name in tower and config.tower.lr:
+            scale = config.tower.lr / config.lr
+        grouped.setdefault((tasks[name] or "", name in tower, decay, scale), []).append(name)
     groups = []
-    for task, decay, scale in sorted(grouped):
+    for (task, is_tower, decay, scale), names in sorted(grouped.items()):
+        kind = f"{'/tower' if is_tower else ''}/{'decay' if decay else 'no_decay'}"
         ending = "" if scale == 1 else f"/lr x {scale:g}"
-        name = f"{task or 'shared'}/{'decay' if decay else 'no_decay'}{ending}"
-        groups.append(ParameterGroup(name, task or None, decay, tuple(grouped[task, decay, scale]), scale))
+        name = f"{task or 'shared'}{kind}{ending}"
+        groups.append(ParameterGroup(name, task or None, decay, tuple(names), scale, is_tower))
     return groups
 
 
@@ -246,10 +253,11 @@ def build_optimizer(
     """The optimizer `config.name` over `groups` (empty groups are left out: ZeRO cannot flatten them)."""
     if config.name not in OPTIMIZERS:
         raise EngineError(f"unknown optimizer {config.name!r}; {near_names(config.name, OPTIMIZERS)}")
+    tower_decay = config.tower.weight_decay if config.tower.weight_decay >= 0 else config.weight_decay
     dictionaries = [
         {
             "params": [parameters[name] for name in group.names],
-            "weight_decay": config.weight_decay if group.decay else 0.0,
+            "weight_decay": (tower_decay if group.is_tower else config.weight_decay) if group.decay else 0.0,
             GROUP_KEY: group.name,
             SCALE_KEY: group.scale,
         }

@@ -12,14 +12,14 @@ LINEAR_KINDS = (
     "ffn.up", "ffn.down",
 )  # fmt: skip
 HOOK_KINDS = ("input", "self_attn", "cross_attn")
-PARAMETER_KINDS = ("norm", "visual", "embedding")
+PARAMETER_KINDS = ("norm", "visual", "embedding", "tower")  # "tower": of a visual tower that is trained
 
 
 @dataclass(frozen=True)
 class Site:
     """A place in a backbone that a method may adapt or unfreeze.
 
-    `path` is the module path inside the backbone; `stack` is "encoder", "decoder" or "visual"; `layer` counts from 0
+    `path` is the module path inside the backbone; `stack` is "encoder", "decoder", "visual" or "tower"; `layer` counts from 0
     (-1: outside the layers). `d_in`/`d_out` are the widths of a linear or hook site (0 otherwise). `num_parameters`
     counts the module's own parameters, tied ones once over the whole site table; `num_bias` of them are its bias vector.
     `frozen_in_paper`: the reference implementation leaves this norm frozen where norms are asked for.

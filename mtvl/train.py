@@ -27,11 +27,11 @@ from mtvl.checkpoint import (
     write_checkpoint,
     write_done,
 )
-from mtvl.config import RunConfig, to_plain
+from mtvl.config import RunConfig, TowerOptimConfig, to_plain
 from mtvl.data.schedule import Schedule, stable_bits
 from mtvl.engine import Engine, StepReport, peak_memory, start
 from mtvl.engine.settings import read_engine_file
-from mtvl.errors import CheckpointError, ConfigError
+from mtvl.errors import CheckpointError, ConfigError, EngineError
 from mtvl.evaluator import Evaluator
 from mtvl.export import added_rows, base_fingerprint, write_export
 from mtvl.loader import Loader
@@ -89,6 +89,7 @@ class Run:
         self.config, self.folder = config, folder
         self.say = print if dist.is_main() else _silent
         self.device = start()
+        check_ranks(config)
         self.model = build_model(config)
         self.base, self.rows = base_fingerprint(self.model), added_rows(self.model)  # before anything is partitioned
         self.workspace = Workspace(config, self.model.backbone, device=self.device, say=self.say)
@@ -106,7 +107,11 @@ class Run:
         )
         self.say(self.model.plan.table())
         groups = parameter_groups(
-            self.model.trainable(), self.model.tasks_of_parameters(), config.optim, self.model.added()
+            self.model.trainable(),
+            self.model.tasks_of_parameters(),
+            config.optim,
+            self.model.added(),
+            self.model.tower_parameters(),
         )
         self.engine = Engine(self.model, groups, config, self.loader.micro_steps)
         torch.manual_seed(
@@ -205,6 +210,9 @@ def identity_of(config: RunConfig, run: Run, schedule: Schedule, examples: dict[
         for row in rows:
             video = (row.visual.video, row.visual.span) if row.visual.video else ()
             digest.update(repr((row.uid, row.segments, row.visual.images, row.targets, *video)).encode())
+    optim = to_plain(config.optim)
+    if config.optim.tower == TowerOptimConfig():
+        del optim["tower"]  # checkpoints from before there was such a section stay what they are
     return {
         "base": run.base, "tower": run.workspace.tower_fingerprint, "plan": run.model.plan.fingerprint(),
         "backbone": json.dumps(config.backbone, sort_keys=True), "petl": json.dumps(config.petl, sort_keys=True),
@@ -212,9 +220,28 @@ def identity_of(config: RunConfig, run: Run, schedule: Schedule, examples: dict[
         "seed": str(config.seed), "number of examples": json.dumps(schedule.sizes), "examples": digest.hexdigest()[:16],
         "mixture": json.dumps(to_plain(config.mixture)), "schedule": schedule.fingerprint,
         "train.global_batch": str(config.train.global_batch), "train.steps": str(config.train.steps),
-        "train.precision": config.train.precision, "optim": json.dumps(to_plain(config.optim)),
+        "train.precision": config.train.precision, "optim": json.dumps(optim),
         "paper_compat": str(config.paper_compat), "data.text_only": str(config.data.text_only),
     }  # fmt: skip
+
+
+def check_ranks(config: RunConfig) -> None:
+    """EngineError on all ranks unless all were given one recipe. Folders and files may differ from machine to machine.
+
+    Ranks with other tasks or another method would make other models, and would wait for each other without end.
+    """
+    apart = ("data", "engine", "checkpoint", "evaluate")
+    sections = {k: v for k, v in to_plain(config).items() if k not in apart}
+    sections["backbone"] = {k: v for k, v in sections["backbone"].items() if not k.endswith(("weights", "tokenizer"))}
+    everyone = dist.gather_objects(sections)
+    for key in ("tasks", *sections):
+        if any(other[key] != everyone[0][key] for other in everyone):
+            lines = [f"rank {rank}: {other[key]}" for rank, other in enumerate(everyone)]
+            raise EngineError(
+                f"before the first step: the ranks were given different recipes, '{key}' differs; "
+                + "; ".join(lines)
+                + "; start all ranks with one command"
+            )
 
 
 def check_recipe(config: RunConfig) -> None:

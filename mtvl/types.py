@@ -135,7 +135,8 @@ class Batch:
     source_ids      (B, S) int64, right-padded
     source_mask     (B, S) bool, True where a text token stands
     features        (B, N, P, F) float: grid features before pooling, or the frame tokens of a video in order of time
-                    (N = 1); N = 0 when the task has neither
+                    (N = 1); N = 0 when the task has neither. Normalised pixels (P = H * W, F = 3) of pictures where
+                    the tower is trained
     feature_mask    (B, N, P) bool, True where a feature stands; shorter videos are padded. All True unless given
     feature_kind    "grid" or "frame"
     choice_ids      (B, C, T) int64, the rows' own choices to be ranked, -100 where ignored; C = 0 in training and for
@@ -145,6 +146,8 @@ class Batch:
     loss            "sample_mean" or "token_mean"
     denominator     samples (or target tokens) of the whole slot over all ranks and micro-batches
     loss_weight     weight of the task's loss in the step
+    parts           the batches of single tasks that were joined into this one (`mtvl.data.mixed`), for inference alone;
+                    empty in a batch of one task. Features and choices stay in the parts, `task` is "" then
     """
 
     task: str
@@ -160,6 +163,7 @@ class Batch:
     feature_kind: str = "grid"
     feature_mask: torch.Tensor = None  # type: ignore[assignment]  # filled below
     choice_ids: torch.Tensor = None  # type: ignore[assignment]
+    parts: tuple[Batch, ...] = ()
 
     def __post_init__(self) -> None:
         if self.choice_ids is None:
@@ -170,7 +174,12 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """Copy with every tensor on `device`."""
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
-        return Batch(**{**vars(self), **moved})
+        return Batch(**{**vars(self), **moved, "parts": tuple(part.to(device) for part in self.parts)})
+
+    @property
+    def row_tasks(self) -> tuple[str, ...]:
+        """The task of every row."""
+        return tuple(part.task for part in self.parts or (self,) for _ in part.uids)
 
 
 def kind_owner(kind: str) -> str:

@@ -11,7 +11,7 @@ from mtvl import dist
 from mtvl.config import RunConfig
 from mtvl.data import shards
 from mtvl.data.collate import Collator
-from mtvl.data.features import FeatureStore, FrameStore
+from mtvl.data.features import FeatureStore, FrameStore, PixelSource
 from mtvl.data.miniworld.write import ensure_miniworld
 from mtvl.errors import CheckpointError, ConfigError, DataError, MtvlError
 from mtvl.tasks import load_task
@@ -104,6 +104,8 @@ class Workspace:
             return
         for kind, made in shards.towers(self.root, task, split).items():
             own = self.tower_names.get(kind, made)
+            if kind == "grid" and isinstance(self.features, PixelSource):
+                continue  # refused, with another reason, when it is asked to read them
             same = made.partition("@")[2] == own.partition("@")[2] if own.startswith("stored") else made == own
             if not same:
                 raise DataError(
@@ -130,10 +132,16 @@ class Workspace:
                 store.close()
 
 
-def open_stores(config: RunConfig, backbone: Any) -> tuple[FeatureStore | None, FrameStore | None, dict[str, str]]:
-    """Stores of pictures and of videos, for the kinds of features that the backbone reads, and their towers by kind."""
+def open_stores(
+    config: RunConfig, backbone: Any, *, storing: bool = False
+) -> tuple[FeatureStore | PixelSource | None, FrameStore | None, dict[str, str]]:
+    """Stores of pictures and of videos, for the kinds of features that the backbone reads, and their towers by kind.
+
+    Pictures are read as pixels where the tower is trained; ConfigError then for a caller that is `storing` features.
+    """
     folder, data, kinds = cache_folder(config) / "features", config.data, backbone.widths
-    towers = {kind: backbone.tower(kind) for kind in kinds}
+    trained = None if storing else backbone.visual_tower
+    towers = {kind: None if trained is not None and kind == "grid" else backbone.tower(kind) for kind in kinds}
     if "frame" in kinds:
         tokens = backbone.max_frames * (towers["frame"].grid if towers["frame"] else backbone.stored_grid("frame"))[0]
         if tokens > backbone.config.num_slots:
@@ -141,8 +149,11 @@ def open_stores(config: RunConfig, backbone: Any) -> tuple[FeatureStore | None, 
                 f"'backbone.frames' {backbone.max_frames} are {tokens} visual tokens, more than 'backbone.num_slots' "
                 f"{backbone.config.num_slots}"
             )
-    features = frames = None
-    if "grid" in kinds:
+    features: FeatureStore | PixelSource | None = None
+    frames = None
+    if trained is not None:
+        features = PixelSource(trained.preprocess, trained.config.image_size)
+    elif "grid" in kinds:
         features = FeatureStore(towers["grid"], folder, grid=backbone.stored_grid("grid"))
     if "frame" in kinds:
         frames = FrameStore(
@@ -150,13 +161,15 @@ def open_stores(config: RunConfig, backbone: Any) -> tuple[FeatureStore | None, 
             decoder=data.video_decoder,
         )  # fmt: skip
     names = {kind: "stored" if tower is None else tower.fingerprint for kind, tower in towers.items()}
+    if trained is not None:
+        names["grid"] = trained.fixed_fingerprint
     if "frame" in names:
         names["frame"] += f"@{data.frame_seconds:g}s"
     return features, frames, names
 
 
 def ensure_features(
-    features: FeatureStore | None, frames: FrameStore | None, examples: Sequence[Example], fill: str,
+    features: FeatureStore | PixelSource | None, frames: FrameStore | None, examples: Sequence[Example], fill: str,
     say: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Get the features of all pictures and videos of `examples` ready; ConfigError where the model cannot read them."""

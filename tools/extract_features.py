@@ -64,7 +64,10 @@ def extract(arguments: Sequence[str]) -> None:
     device = start(local_rank=args.local_rank)
     say: Callable[[str], None] = _print if dist.is_main() else _silent
     config = replace(with_visual(config, TASKS_DIR), data=replace(config.data, fill="eager"))
-    workspace = Workspace(config, make_backbone(config.backbone), say=say)
+    backbone = make_backbone(config.backbone)
+    if backbone.visual_tower is not None:
+        backbone.tower("grid")  # the error that says why nothing can be stored
+    workspace = Workspace(config, backbone, say=say)
     stores = [store for store in (workspace.features, workspace.frames) if store is not None]
     for store in stores:
         store.to(device)

@@ -1,4 +1,4 @@
-"""Turn a released VL-Adapter checkpoint of CLIP-BART or CLIP-T5 into an export of this project.
+"""Turn a released VL-Adapter checkpoint of CLIP-BART or CLIP-T5, or LoRA of the PEFT library, into an export of this project.
 
     python tools/import_checkpoint.py CHECKPOINT OUT [--backbone-config key=value ...] [--petl key=value ...]
                                       [--tasks a,b,c] [--aliases FILE]
@@ -15,6 +15,11 @@ tokenizer=facebook/bart-base text.encoder_attention_heads=12`. A state does not 
 heads (default: width / 64), visual tokens (36), sentinel and slot rows (100 each).
 
 `--petl` takes options of the method that a state does not tell, e.g. `alpha=32` of LoRA, or `train_norms=false`.
+
+CHECKPOINT may also be a PEFT folder (adapter_config.json and adapter_model.safetensors of a LoRA on plain BART or T5), or a
+folder of such folders, one for each task and called like it. `weights` are then those that it was trained on (default:
+the name in adapter_config.json). The visual embedding is read from visual.safetensors beside it, where
+tools/export_checkpoint.py has written one; otherwise it is the backbone's own, trained or not.
 """
 
 from __future__ import annotations
@@ -38,7 +43,9 @@ from mtvl.backbones.towers import TOWERS
 from mtvl.config import RunConfig, apply_overrides, to_plain, validate
 from mtvl.errors import CheckpointError, ConfigError, MtvlError
 from mtvl.export import load_export, write_export
-from mtvl.model import Model, build_model
+from mtvl.interchange.peft import family_of, is_peft, load_peft, petl_section, read_peft
+from mtvl.interchange.plain import VISUAL
+from mtvl.model import Model, build_model, make_backbone
 from mtvl.reference import Aliases, ReferenceFacts, describe_reference, load_reference, strip_prefix
 from mtvl.tasks import TASKS_DIR
 from mtvl.tasks.visual import visual_kinds
@@ -182,13 +189,49 @@ def import_checkpoint(
         section = {k: v for k, v in config.backbone.items() if k not in ("preset", "text")}
         section["weights"] = str((out / "backbone").resolve())
         config = RunConfig(**{**vars(config), "backbone": section})
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    write_export(out, model, config, extra={"imported_from": file.name, "imported_sha256": digest})
+    write_and_read(out, model, config, file)
+    return model
+
+
+def import_peft(
+    folder: Path, out: Path, overrides: list[str], tasks: tuple[str, ...] = (), petl: list[str] | None = None
+) -> Model:
+    """The same for PEFT's LoRA. The tasks are `tasks`, or the folders' names where there are several."""
+    adapters = read_peft(folder)
+    first = next(iter(adapters.values()))
+    if "" not in adapters and tasks and set(tasks) != set(adapters):
+        raise ConfigError(f"--tasks names {', '.join(tasks)}, {folder} holds {', '.join(adapters)}")
+    tasks = tasks or tuple(name for name in adapters if name)
+    if not tasks:
+        raise ConfigError("a PEFT folder does not name its tasks; give them with --tasks a,b,c")
+    section: dict[str, Any] = {"name": family_of(first), "visual": list(visual_kinds(tasks, TASKS_DIR))}
+    if base := first.settings.get("base_model_name_or_path"):
+        section["weights"] = base
+    section = apply_overrides({"backbone": section}, [f"backbone.{item}" for item in overrides])["backbone"]
+    backbone = make_backbone(section, meta=True)
+    method = petl_section(adapters, backbone.sites(), backbone.text_name)
+    method = apply_overrides({"petl": method}, [f"petl.{item}" for item in petl or []])["petl"]
+    config = RunConfig(tasks=tasks, backbone=section, petl=method)
+    validate(config)
+    model = build_model(config)
+    load_peft(model, adapters)
+    write_and_read(out, model, config, first.folder)
+    if not (folder / VISUAL).is_file():
+        print(f"note: {folder} has no {VISUAL}; the visual embedding is the backbone's own")
+    return model
+
+
+def write_and_read(out: Path, model: Model, config: RunConfig, source: Path) -> None:
+    """Write the export and read it back; CheckpointError when anything differs."""
+    files = (
+        [source] if source.is_file() else sorted(f for f in source.iterdir() if f.suffix in (".json", ".safetensors"))
+    )
+    digest = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
+    write_export(out, model, config, extra={"imported_from": source.name, "imported_sha256": digest})
     reread, _, _ = load_export(out)
     for name, value in reread.state_dict().items():
         if not torch.equal(value, model.state_dict()[name]):
             raise CheckpointError(f"{out} was written but {name} reads back differently")
-    return model
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -203,10 +246,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     tasks = tuple(name for name in options.tasks.split(",") if name)
     try:
-        aliases = read_aliases(options.aliases)
-        model = import_checkpoint(
-            options.checkpoint, options.out, options.backbone_config, tasks, aliases, options.petl
-        )
+        given = (options.checkpoint, options.out, options.backbone_config, tasks)
+        if options.checkpoint.is_dir():
+            if not is_peft(options.checkpoint):
+                raise CheckpointError(f"{options.checkpoint} is a folder without adapter_config.json: no PEFT folder")
+            model = import_peft(*given, options.petl)
+        else:
+            model = import_checkpoint(*given, read_aliases(options.aliases), options.petl)
     except MtvlError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

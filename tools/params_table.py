@@ -3,7 +3,7 @@
     python tools/params_table.py [--json]
 
 Totals count the language model with its added tokens, the visual embedding and the method's own parameters, tied ones
-once; the frozen visual tower is not counted. `paper` is the published percentage, null where there is none; `note` says
+once; the visual tower is counted where it is trained. `paper` is the published percentage, null where there is none; `note` says
 why the computed one does not round to it.
 *Source:* VL-Adapter, tables 1, 2, 4 and 5, whose percentages these integers round to.
 """
@@ -55,6 +55,11 @@ def t5(method: str, variant: str, paper: float | None = None, paper_compat: bool
     return Row("clip_t5_base", method, variant, T5_BASE, petl, paper, paper_compat=paper_compat)
 
 
+def tower(method: str, variant: str, **options: Any) -> Row:
+    """A row of CLIP-BART base whose RN101 is trained with it, and counted."""
+    return Row("clip_bart_base", method, variant, {**BASE, "train_tower": True}, {"name": method, **options})
+
+
 def large(family: str, method: str, variant: str, **options: Any) -> Row:
     """A row of a larger sibling."""
     section = {"name": f"clip_{family}", "preset": "large", "tower": "rn101"}
@@ -82,6 +87,8 @@ ROWS = (
     bart("bitfit", "image"),
     bart("ia3", "single, image", share="all"),
     bart("prefix", "single, image", share="all"),
+    tower("full", "tower trained, image"),
+    tower("adapter", "single, tower trained", share="all"),
     bart("full", "video", 100.0, VIDEO_TASKS),
     bart("adapter", "single, video", 3.39, VIDEO_TASKS, share="all"),
     bart("lora", "single, video", 5.17, VIDEO_TASKS, share="all"),

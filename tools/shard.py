@@ -145,7 +145,7 @@ def feature_media(config: RunConfig, examples: Sequence[Example]) -> FeatureMedi
     """The features of `examples` by the recipe's towers; what the feature store lacks is computed first."""
     config = with_visual(config, TASKS_DIR)
     backbone = make_backbone(config.backbone)
-    pictures, frames, towers = open_stores(config, backbone)
+    pictures, frames, towers = open_stores(config, backbone, storing=True)
     ensure_features(pictures, frames, examples, "eager", lambda line: print(line, flush=True))
     wanted = {"frame" if example.visual.video else "grid" for example in examples}
     return FeatureMedia(pictures, frames, {kind: name for kind, name in towers.items() if kind in wanted})

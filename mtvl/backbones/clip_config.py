@@ -27,7 +27,8 @@ class ClipConfig:
     the `preset` with `text` overrides (fields of the language model's configuration). `visual`: kinds of features that get
     a projection ("grid" for pictures, "frame" for videos); empty means as the tasks of the run need. `tower_weights`,
     `frame_tower_weights`: safetensors file or open_clip tag; a tower called "stored" is none: all features are files
-    (.h5, .npz) then. `frames`: most frames of a video.
+    (.h5, .npz) then. `train_tower`: the tower of pictures is a part of the model and is trained from pixels with it.
+    `frames`: most frames of a video.
     """
 
     name: str = ""
@@ -37,6 +38,7 @@ class ClipConfig:
     tokenizer: str = ""
     tower: str = ""  # "" -> rn101, or the bundled checkpoint's own
     tower_weights: str = ""
+    train_tower: bool = False
     feature_width: int = 0  # 0 -> the tower's; another width can only be fed with features that are handed in
     frame_tower: str = ""  # "" -> vit_b32, or the bundled checkpoint's own
     frame_tower_weights: str = ""

@@ -48,6 +48,10 @@ class Memory:
         """Each row `times` times in a row."""
         return Memory(self.hidden.repeat_interleave(times, dim=0), self.mask.repeat_interleave(times, dim=0))
 
+    def select(self, rows: Sequence[int]) -> Memory:
+        """The rows with these numbers."""
+        return Memory(self.hidden[list(rows)], self.mask[list(rows)])
+
 
 class ClipSeq2Seq(nn.Module):
     """Encoder and decoder of transformers with visual tokens: `encode`, `decode`, `generate`, `choose`, table of sites.
@@ -69,6 +73,7 @@ class ClipSeq2Seq(nn.Module):
         order of their projections."""
         super().__init__()
         self.config, self.widths = config, dict(widths)
+        self.visual_tower: GridTower | None = None  # where it is trained with the model
         self.public_rows = int(text.vocab_size)  # of the token table: the rows after these are in no public checkpoint
         text.vocab_size += config.num_sentinels + config.num_slots
 
@@ -141,7 +146,9 @@ class ClipSeq2Seq(nn.Module):
         text, widths = cls.text_config(config), feature_widths(config)
         if meta:
             with torch.device("meta"):
-                return cls(config, text, widths)
+                model = cls(config, text, widths)
+                model.visual_tower = model._trained_tower(meta=True)
+            return model
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.init_seed)  # rows and projections that no checkpoint holds
             model = cls(config, text, widths)
@@ -149,7 +156,25 @@ class ClipSeq2Seq(nn.Module):
             model._load_bundle(folder)
         elif config.weights:
             model._load_public(config.weights)
+        model.visual_tower = model._trained_tower()
         return model
+
+    def _trained_tower(self, *, meta: bool = False) -> GridTower | None:
+        """The tower that is trained as a part of this model; None without `train_tower`."""
+        if not self.config.train_tower:
+            return None
+        if "grid" not in self.widths:
+            raise ConfigError(
+                "'backbone.train_tower' trains the tower of pictures, and no task of this run has pictures"
+            )
+        if meta and tower_name(self.config) != STORED:
+            return GridTower(tower_name(self.config))
+        tower = self.tower("grid")
+        if not isinstance(tower, GridTower):
+            raise ConfigError(
+                f"'backbone.train_tower' needs a tower, 'backbone.tower' is {STORED!r}: all features are files"
+            )
+        return tower
 
     def _tables(self) -> set[str]:
         """Names of the language model's tensors that have a row for each token."""
@@ -217,6 +242,11 @@ class ClipSeq2Seq(nn.Module):
     def tower(self, kind: str = "grid") -> GridTower | FrameTower | Any | None:
         """The frozen visual tower for one kind of features, as configured; None where all features are stored ones."""
         settings, folder = self.config, bundled_folder(self.config.weights)
+        if kind == "grid" and self.visual_tower is not None:
+            raise ConfigError(
+                "the tower is trained with the model ('backbone.train_tower'): its features change with every step, so none "
+                "can be computed ahead or stored"
+            )
         key, option, towers = (
             ("tower", "feature_width", TOWERS) if kind == "grid" else ("frame_tower", "frame_width", FRAME_TOWERS)
         )
@@ -256,7 +286,11 @@ class ClipSeq2Seq(nn.Module):
             if not own or ".adapter." in path:
                 continue
             seen.update(id(p) for p in own)
-            kind, stack, layer = ("visual", "visual", -1) if path.startswith("visual.") else self._site_kind(path)
+            if path.startswith(("visual.", "visual_tower.")):
+                kind = stack = "visual" if path.startswith("visual.") else "tower"
+                layer = -1
+            else:
+                kind, stack, layer = self._site_kind(path)
             d_in, d_out = (module.in_features, module.out_features) if isinstance(module, nn.Linear) else (0, 0)
             num_bias = sum(p.numel() for p in own if p is getattr(module, "bias", None))
             sites.append(Site(path, kind, stack, layer, d_in, d_out, sum(p.numel() for p in own), num_bias))
@@ -280,22 +314,41 @@ class ClipSeq2Seq(nn.Module):
             self.text.gradient_checkpointing_disable()
 
     def encode(self, batch: Batch) -> Memory:
-        """Joint encoding of text (B, S) and features (B, N, P, F) -> Memory over S + V positions; padded frames masked."""
+        """Joint encoding of text (B, S) and features (B, N, P, F) -> Memory over S + V positions; padded frames masked.
+
+        A batch that was joined of several has the visual tokens of its parts, padded to the most of them and masked.
+        """
         text, mask = self._embed(batch.source_ids), batch.source_mask
         if (adapter := getattr(self.core.encoder, "adapter", None)) is not None:
             text, mask = adapter(text, mask)
         hidden = self._norm_text(text)
         num_text = hidden.shape[1]
-        if batch.features.shape[1]:
-            tokens = self.visual(batch.features, self.core.shared.weight, batch.feature_kind)
-            is_there = mask.new_ones(tokens.shape[:2])
-            if batch.feature_kind == "frame":
-                is_there = batch.feature_mask.flatten(1)
+        tokens, is_there = self._visual_tokens(batch)
+        if tokens.shape[1]:
             hidden = torch.cat([hidden, tokens.to(hidden.dtype)], dim=1)
             mask = torch.cat([mask, is_there], dim=1)
         hidden = nn.functional.dropout(hidden, p=self.config.dropout, training=self.training)
         attention = create_bidirectional_mask(config=self.text.config, inputs_embeds=hidden, attention_mask=mask)
         return Memory(self._encoder_layers(hidden, attention, num_text), mask)
+
+    def _visual_tokens(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Visual tokens (B, V, D) and their mask (B, V), True where attended; V = 0 without pictures and videos."""
+        if batch.parts:
+            found = [self._visual_tokens(part) for part in batch.parts]
+            most = max(tokens.shape[1] for tokens, _ in found)
+            tokens = [nn.functional.pad(tokens, (0, 0, 0, most - tokens.shape[1])) for tokens, _ in found]
+            masks = [nn.functional.pad(mask, (0, most - mask.shape[1])) for _, mask in found]
+            return torch.cat(tokens), torch.cat(masks)
+        rows, table = len(batch.source_mask), self.core.shared.weight
+        if not batch.features.shape[1]:
+            return table.new_zeros(rows, 0, table.shape[1]), batch.source_mask.new_ones(rows, 0)
+        features = batch.features
+        if self.visual_tower is not None and batch.feature_kind == "grid":
+            features = self.visual_tower.grids(features)
+        tokens = self.visual(features, table, batch.feature_kind)
+        if batch.feature_kind == "frame":
+            return tokens, batch.feature_mask.flatten(1)
+        return tokens, batch.source_mask.new_ones(tokens.shape[:2])
 
     def decode(self, memory: Memory, target_ids: torch.Tensor) -> torch.Tensor:
         """Teacher-forced logits (B, T, K) for target_ids (B, T), -100 where ignored."""

@@ -77,6 +77,9 @@ def normalised(arrays: Sequence[np.ndarray]) -> torch.Tensor:
 class GridTower(nn.Module):
     """open_clip's residual tower up to one of its stages, without attention pooling.
 
+    Its batch norms always use the statistics of its weights, also where the tower is trained with a model: batches are
+    small and of one task, and what they would add up to would depend on the sampling.
+
     *Source:* CLIP's RN101 `layer4` grid (7x7x2048 at 224 px) as VL-Adapter extracts it: the picture is resized to a
     square (aspect ratio not kept), bicubic, CLIP mean and deviation.
     """
@@ -111,6 +114,19 @@ class GridTower(nn.Module):
     def fingerprint(self) -> str:
         """Hash of architecture, preprocessing and weights."""
         return f"{self.name}-{weights_hash(f'{self.config}|bicubic square|clip mean', self)}"
+
+    @property
+    def fixed_fingerprint(self) -> str:
+        """Hash of architecture, preprocessing and what stays as it is when the tower is trained."""
+        digest = hashlib.sha256(f"{self.config}|bicubic square|clip mean".encode())
+        for key, value in sorted(self.named_buffers()):
+            digest.update(key.encode())
+            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+        return f"trained-{self.name}-{digest.hexdigest()[:16]}"
+
+    def train(self, mode: bool = True) -> GridTower:
+        """Never in training mode: see the class."""
+        return super().train(False)
 
     def _load(self, weights: str) -> None:
         """Load a safetensors file of this tower, or an open_clip checkpoint (file or pretrained tag)."""
@@ -148,6 +164,19 @@ class GridTower(nn.Module):
         for stage in range(1, self.config.stage + 1):
             x = getattr(self.trunk, f"layer{stage}")(x)
         return x.flatten(2).transpose(1, 2)
+
+    def grids(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, N, H * W, 3) normalised pixels, row by row -> (B, N, P, F). ConfigError for anything but pixels."""
+        rows, images, cells, channels = pixels.shape
+        side = self.config.image_size
+        if (cells, channels) != (side * side, 3):
+            raise ConfigError(
+                f"a tower that is trained ('backbone.train_tower') reads pixels ({side * side}, 3) of a picture, found "
+                f"features ({cells}, {channels})"
+            )
+        square = pixels.reshape(rows * images, side, side, 3).permute(0, 3, 1, 2)
+        grid = self(square.to(next(self.parameters()).dtype))
+        return grid.view(rows, images, *grid.shape[1:])
 
     def preprocess(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """PIL pictures -> (n, 3, H, W) float32."""

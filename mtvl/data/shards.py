@@ -187,6 +187,8 @@ def example_settings(config: Any) -> dict[str, Any]:
     Shards keep them, so that shards and a task file that was changed afterwards are not mixed without a word.
     """
     fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NOT_IN_EXAMPLES}
+    if fields.get("masking", "") is None:  # shards from before there was such a section stay what they are
+        del fields["masking"]
     if config.decoding.choices:  # their names, and whether the answers are learned by name or by their words
         fields |= {"decoding.choices": config.decoding.choices, "ranked": config.decoding.mode == "rank"}
     return dict(json.loads(json.dumps(fields)))

@@ -20,6 +20,8 @@ class Method(Protocol):
     The adapter of a linear site has `forward(x, y) -> y'`: x (..., d_in) is the site's input, y (..., d_out) the base
     output. It may have `before(x) -> x'`, what the base is given in place of x, and `fold(weight, bias)`, base
     parameters that do the same without the adapter. What the adapter of a hook site is called with stands at `Site`.
+    Where a batch mixes tasks by row, the adapter of a linear site is called for the rows of each task by itself; that of a
+    hook site does so with `TaskBank.by_task`.
     A method whose plan has common modules also has `build_common(common, part)`; its `build` is given a third argument,
     the banks of the common modules by name and part. An adapter must not register them as its own children.
     """
@@ -35,11 +37,12 @@ class AdaptedLinear(nn.Linear):
     """A Linear that keeps its base parameters (and their names) and passes its output through an adapter."""
 
     adapter: nn.Module
+    _active: ActiveTask
     _before: Any = None
     _unmerged: tuple[nn.Parameter, nn.Parameter | None] | None = None
 
     @classmethod
-    def wrap(cls, base: nn.Linear, adapter: nn.Module) -> AdaptedLinear:
+    def wrap(cls, base: nn.Linear, adapter: nn.Module, active: ActiveTask) -> AdaptedLinear:
         """Share `base`'s parameters; `base` itself is dropped by the caller."""
         wrapped = cls.__new__(cls)
         nn.Module.__init__(wrapped)
@@ -47,14 +50,16 @@ class AdaptedLinear(nn.Linear):
         wrapped.weight, wrapped.bias = base.weight, base.bias
         wrapped.adapter = adapter
         wrapped._before = getattr(adapter, "before", None)
+        wrapped._active = active
         return wrapped
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., d_in) -> (..., d_out)."""
         if self._unmerged is not None:
             return nn.functional.linear(x, self.weight, self.bias)
-        given = x if self._before is None else self._before(x)
-        return self.adapter(x, nn.functional.linear(given, self.weight, self.bias))
+        by_task = self._active.by_task
+        given = x if self._before is None else by_task(self._before, x)
+        return by_task(self.adapter, x, nn.functional.linear(given, self.weight, self.bias))
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -91,7 +96,7 @@ def apply_plan(backbone: nn.Module, plan: Plan, method: Any, seed: int) -> Activ
         common = _place_common(backbone, plan, method, active)
         for injection in plan.injections:
             adapter = method.build(injection, active, common) if common else method.build(injection, active)
-            _place(backbone, injection.site, adapter)
+            _place(backbone, injection.site, adapter, active)
             adapters.append(adapter)
     backbone.requires_grad_(False)
     for adapter in adapters:
@@ -125,7 +130,7 @@ def _place_common(backbone: nn.Module, plan: Plan, method: Any, active: ActiveTa
     return found
 
 
-def _place(backbone: nn.Module, site: Site, adapter: nn.Module) -> None:
+def _place(backbone: nn.Module, site: Site, adapter: nn.Module, active: ActiveTask) -> None:
     """Put `adapter` at `site`: around a linear map, or as the child that the backbone looks for at a hook."""
     parent, name = _parent(backbone, site.path)
     base = getattr(parent, name)
@@ -138,7 +143,7 @@ def _place(backbone: nn.Module, site: Site, adapter: nn.Module) -> None:
     if type(base) is not nn.Linear:
         raise PlanError(f"{site.path} holds a {type(base).__name__}, expected an unadapted Linear")
     adapter.to(device=base.weight.device, dtype=base.weight.dtype)
-    setattr(parent, name, AdaptedLinear.wrap(base, adapter))
+    setattr(parent, name, AdaptedLinear.wrap(base, adapter, active))
 
 
 def check_plan(backbone: nn.Module, plan: Plan) -> None:

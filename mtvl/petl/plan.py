@@ -19,7 +19,7 @@ COMMON = "common.adapter"  # where in a backbone the modules stand that several 
 
 def is_attribute(name: str) -> bool:
     """True for what a bank of modules by owner (`TaskBank`) has as an attribute of its own: items, type, train, ..."""
-    return name in ("current", "_active", "_shared") or hasattr(nn.ModuleDict(), name)
+    return name in ("current", "by_task", "_active", "_shared") or hasattr(nn.ModuleDict(), name)
 
 
 def is_taken(name: str) -> bool:

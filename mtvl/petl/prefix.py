@@ -49,6 +49,9 @@ class KeyValuePrefix(nn.Module):
 
     def forward(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, heads, S, D/heads) twice -> (B, heads, length + S, D/heads) twice."""
+        return self.prefix.by_task(self._put_before, keys, values)  # type: ignore[no-any-return]
+
+    def _put_before(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         rows, heads, _, width = keys.shape
         table = self.prefix.current()().to(keys.dtype)
         added = table.view(2, 1, table.shape[1], heads, width).transpose(2, 3).expand(2, rows, -1, -1, -1)

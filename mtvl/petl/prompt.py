@@ -54,6 +54,9 @@ class InputPrompt(nn.Module):
 
     def forward(self, text: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Embedded text (B, S, D) and mask (B, S) -> (B, length + S, D) and (B, length + S)."""
+        return self.prompt.by_task(self._put_before, text, mask)  # type: ignore[no-any-return]
+
+    def _put_before(self, text: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         vectors = self.prompt.current()().to(text.dtype)
         rows, length = text.shape[0], vectors.shape[0]
         longer = torch.cat([vectors.expand(rows, -1, -1), text], dim=1)

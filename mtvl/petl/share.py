@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from mtvl.errors import ConfigError, PlanError, near_names
@@ -27,10 +28,46 @@ class ActiveTask:
     def __init__(self, tasks: Sequence[str]) -> None:
         self.tasks = tuple(tasks)
         self.name = ""
+        self.rows: tuple[str, ...] = ()  # the tasks of a batch's rows, where they differ (inference alone)
 
     def set(self, name: str) -> None:
         """Make `name` the active task; a task that the model was not built for is legal while all parts are shared."""
-        self.name = name
+        self.name, self.rows = name, ()
+
+    def set_rows(self, rows: Sequence[str]) -> None:
+        """Make `rows[i]` the task of row i of what comes next (of a beam search: of all its beams)."""
+        if len(set(rows)) == 1:
+            self.set(rows[0])
+        else:
+            self.name, self.rows = "", tuple(rows)
+
+    def by_task(self, run: Callable[..., Any], *given: torch.Tensor) -> Any:
+        """`run(*given)`, where rows have different tasks once for the rows of each task, with the rows put back in order.
+
+        given: tensors whose first dimension counts the rows, each as often in a row as there are beams. `run` returns one
+        tensor or a tuple of tensors.
+        """
+        if not self.rows:
+            return run(*given)
+        rows, count = self.rows, given[0].shape[0]
+        times, rest = divmod(count, len(rows))
+        if rest:
+            raise PlanError(f"the tasks of {len(rows)} rows are set, found {count} rows")
+        out: list[torch.Tensor] = []
+        is_single = True
+        try:
+            for task in dict.fromkeys(rows):
+                index = torch.tensor([i for i in range(count) if rows[i // times] == task], device=given[0].device)
+                self.set(task)
+                result = run(*(tensor[index] for tensor in given))
+                is_single = isinstance(result, torch.Tensor)
+                results = (result,) if is_single else result
+                out = out or [r.new_empty(count, *r.shape[1:]) for r in results]
+                for whole, part in zip(out, results, strict=True):
+                    whole[index] = part
+        finally:
+            self.name, self.rows = "", rows
+        return out[0] if is_single else tuple(out)
 
     def recompute_contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
         """For torch's checkpoint, which asks at the first run of a layer: (context of it, context of its recompute)."""
@@ -89,9 +126,15 @@ class TaskBank(nn.ModuleDict):
     def current(self) -> nn.Module:
         """The module that serves the active task."""
         name = SHARED if self._shared else self._active[0].name
+        if not name and self._active[0].rows:
+            raise PlanError("rows have different tasks here; what asks for a task's module has to run in `by_task`")
         if name not in self:
             raise PlanError(f"no adapter for task {name!r}; this model has {', '.join(self.keys())}")
         return self[name]
+
+    def by_task(self, run: Callable[..., Any], *given: torch.Tensor) -> Any:
+        """As the active task's `by_task`; in one go where one module serves all tasks."""
+        return run(*given) if self._shared else self._active[0].by_task(run, *given)
 
     def forward(self, x):  # type: ignore[no-untyped-def]
         """Run the current module."""

@@ -23,6 +23,8 @@ TASKS = Registry(
         "caption": "mtvl.tasks.caption:Caption",
         "choice": "mtvl.tasks.choice:Choice",
         "answer": "mtvl.tasks.answer:Answer",
+        "masked": "mtvl.tasks.masked:MaskedCaption",
+        "matching": "mtvl.tasks.matching:Matching",
     },
 )
 

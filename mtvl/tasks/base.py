@@ -41,6 +41,14 @@ class VideoConfig:
 
 
 @dataclass(frozen=True)
+class MaskingConfig:
+    """Of the kind `masked`: the share of words that is left out, and what stands in their place (numbered with {})."""
+
+    share: float = 0.15
+    mark: str = "<mask>"
+
+
+@dataclass(frozen=True)
 class TaskConfig:
     """Content of `tasks/NAME.yaml`. `sources` are alternatives: the most complete one below the data root is used.
 
@@ -57,6 +65,7 @@ class TaskConfig:
     loss: str = "sample_mean"
     video: VideoConfig | None = None
     ascii_only: bool = False
+    masking: MaskingConfig | None = None
     families: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -83,6 +92,12 @@ def validate(name: str, config: TaskConfig, kinds: Registry) -> None:
             raise ConfigError(f"'{name}.{key}' expects at least {bound}, found {number}")
     if decoding.mode == "rank" and config.kind != "choice":
         raise ConfigError(f"'{name}.decoding.mode' rank needs examples with choices of their own: kind choice alone")
+    if (config.kind == "masked") != (config.masking is not None):
+        raise ConfigError(
+            f"'{name}.masking' belongs to the kind masked, and to no other; '{name}.kind' is {config.kind}"
+        )
+    if config.masking is not None and not 0 < config.masking.share < 1:
+        raise ConfigError(f"'{name}.masking.share' must lie between 0 and 1, found {config.masking.share}")
     if not config.sources:
         raise ConfigError(f"'{name}.sources' expects at least one source of files, found none")
     _check_visual(name, config)
@@ -136,6 +151,7 @@ class BaseTask(ABC):
         if split not in self._examples:
             with collector_paused():
                 rows, files = self.source.load(split)
+                self._see(rows)
                 pairs = zip(rows, files, strict=True)
                 made = tuple(e for row, paths in pairs for e in self._from_row(row, self._visual(row, paths), split))
             if split == "train":
@@ -183,6 +199,9 @@ class BaseTask(ABC):
     def _result_file(self, texts: Mapping[str, str], stem: str) -> ResultFile | None:
         """One text for each uid as a file called `stem` with an ending."""
         return None
+
+    def _see(self, rows: Sequence[Row]) -> None:  # noqa: B027  (most kinds look at one row at a time)
+        """All rows of a split, before their examples are made one by one."""
 
     def _visual(self, row: Row, paths: tuple[str, ...]) -> Visual:
         """Pictures, or the video and the seconds of it that are looked at."""

@@ -1,7 +1,8 @@
 """Methods whose parameters do not sit in one place each, on the ranks of one launch; writes what it measured as JSON.
 
 For every ZeRO stage and method: three steps of two slots each, in which tasks change inside a window and a task is idle,
-against plain PyTorch on whole slots. Under ZeRO-3 every parameter is partitioned, however small.
+against plain PyTorch on whole slots. On one rank every slot is split into two micro-batches, so that gradients are summed
+over both tasks and rows. Under ZeRO-3 every parameter is partitioned, however small.
 Usage (started by tests/distributed.py): method_cells.py FOLDER [METHOD,... [STAGE,...]]
 """
 
@@ -9,6 +10,8 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,10 @@ from conftest import TINY_BACKBONES
 from mtvl import dist
 from mtvl.config import EngineConfig, MixtureConfig, OptimConfig, RunConfig, TrainConfig
 from mtvl.engine import Engine, finish, start
+from mtvl.errors import EngineError
 from mtvl.model import Model, build_model
 from mtvl.optim import build_optimizer, parameter_groups
+from mtvl.train import check_ranks
 from mtvl.types import Batch
 
 FOLDER = Path(sys.argv[1])
@@ -27,6 +32,8 @@ TASKS = ("vqa", "gqa", "coco")
 STEPS = (("vqa", "gqa"), ("gqa", "coco"), ("vqa", "vqa"))
 ROWS = 4
 METHODS: dict[str, dict[str, Any]] = {
+    "adapter": {"name": "adapter", "bottleneck": 4, "share": "up"},
+    "adapter_prompt": {"name": "adapter_prompt", "bottleneck": 4, "length": 3, "width": 7},
     "hyperformer": {"name": "hyperformer", "bottleneck": 4, "task_width": 6, "hidden": 5, "code": 3},
     "compacter": {"name": "compacter", "division": 4, "rank": 1, "share_rule": True, "bottleneck": 8, "share": "none"},
     "default_compacter": {"name": "compacter", "bottleneck": 8, "share": "none"},
@@ -52,7 +59,7 @@ def make_config(method: str, stage: int) -> RunConfig:
         backbone={**TINY_BACKBONES[backbone].section, "dropout": 0.0},
         petl=METHODS[method],
         mixture=MixtureConfig(slots=2),
-        train=TrainConfig(steps=len(STEPS), global_batch=ROWS, micro_batch=ROWS),
+        train=TrainConfig(steps=len(STEPS), global_batch=ROWS, micro_batch=ROWS // 2),
         optim=OptimConfig(lr=0.01, weight_decay=0.1, warmup_ratio=0.0, schedule="constant", clip_norm=0.5),
         engine=EngineConfig(str(file)),
     )
@@ -74,12 +81,14 @@ def slot(task: str, seed: int) -> Batch:
     )
 
 
-def part(batch: Batch) -> Batch:
-    """This rank's rows."""
-    size = ROWS // dist.world_size()
-    rows = slice(dist.rank() * size, (dist.rank() + 1) * size)
-    tensors = {k: v[rows] for k, v in vars(batch).items() if isinstance(v, torch.Tensor)}
-    return Batch(**{**vars(batch), **tensors, "uids": batch.uids[rows]})
+def pieces(batch: Batch) -> list[Batch]:
+    """This rank's rows, two to a micro-batch."""
+    found = []
+    for first in range(2 * dist.rank(), ROWS, 2 * dist.world_size()):
+        rows = slice(first, first + 2)
+        tensors = {k: v[rows] for k, v in vars(batch).items() if isinstance(v, torch.Tensor)}
+        found.append(Batch(**{**vars(batch), **tensors, "uids": batch.uids[rows]}))
+    return found
 
 
 def plain(config: RunConfig) -> tuple[dict[str, torch.Tensor], list[float]]:
@@ -115,12 +124,13 @@ def check(method: str, stage: int) -> dict[str, Any]:
     config = make_config(method, stage)
     model: Model = build_model(config)
     owners = model.tasks_of_parameters()
-    engine = Engine(model, parameter_groups(model.trainable(), owners, config.optim), config, 2)
+    micro_steps = 2 * ROWS // (2 * dist.world_size())
+    engine = Engine(model, parameter_groups(model.trainable(), owners, config.optim), config, micro_steps)
     idle_moved, active_stood, losses = [], [], []
     private = [n for n, owner in owners.items() if owner is not None]
     before = snapshot(engine, private)
     for step, tasks in enumerate(STEPS):
-        batches = [part(slot(task, 10 * step + index)) for index, task in enumerate(tasks)]
+        batches = [piece for index, task in enumerate(tasks) for piece in pieces(slot(task, 10 * step + index))]
         losses.append(engine.train_step(step, batches).loss)
         after = snapshot(engine, private)
         for key, value in after.items():
@@ -145,6 +155,20 @@ def check(method: str, stage: int) -> dict[str, Any]:
     }
 
 
+def different_recipes() -> dict[str, Any]:
+    """What ranks say that were given other tasks, then other sizes of the method; and how soon."""
+    config, messages, started = make_config("adapter", 2), [], time.monotonic()
+    tasks = replace(config, tasks=("vqa", ("gqa", "coco")[dist.rank() % 2]))
+    petl = replace(config, petl={**config.petl, "bottleneck": 4 + dist.rank()})
+    folder = replace(config, data=replace(config.data, cache=f"/rank{dist.rank()}"))
+    for given in (tasks, petl, folder):
+        try:
+            check_ranks(given)
+        except EngineError as error:
+            messages.append(str(error))
+    return {"messages": messages, "seconds": time.monotonic() - started}
+
+
 def main() -> None:
     """Run everything; rank 0 writes the results."""
     torch.set_num_threads(1)
@@ -152,6 +176,7 @@ def main() -> None:
     methods = sys.argv[2].split(",") if len(sys.argv) > 2 else list(METHODS)
     stages = sys.argv[3].split(",") if len(sys.argv) > 3 else ["0", "1", "2", "3"]
     results = {f"{method}-zero{stage}": check(method, int(stage)) for method in methods for stage in stages}
+    results["different_recipes"] = different_recipes()
     if dist.is_main():
         (FOLDER / "results.json").write_text(json.dumps(results, indent=1))
     finish(0)

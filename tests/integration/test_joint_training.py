@@ -17,7 +17,7 @@ from mtvl.data.miniworld.write import ensure_miniworld
 from mtvl.engine import Engine
 from mtvl.errors import ConfigError
 from mtvl.evaluate import evaluate
-from mtvl.export import load_export
+from mtvl.export import load_export, write_export
 from mtvl.inspecting import inspect_sample
 from mtvl.model import build_model
 from mtvl.train import train
@@ -174,3 +174,29 @@ def test_a_split_without_public_answers_is_predicted_and_the_others_are_scored(
     results = evaluate(joint, ["how2qa", "nlvr2"], out=out, overrides=[f"data.root={hidden}"])
     assert set(results) == set(json.loads(out.read_text())) == {"nlvr2"}
     assert len(json.loads((out.parent / "results" / "how2qa_test_predictions.json").read_text())) == len(rows)
+
+
+def test_batches_that_mix_all_tasks_answer_as_those_of_one(recipe: Recipe, joint: Path, tmp_path: Path) -> None:
+    """Pictures, pairs and videos, generated, chosen and ranked answers, an adapter for each task. `joint` has made the features."""
+    config = recipe("petl.share=none")
+    model, random = build_model(config), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name in model.plan.owners():
+            parameter = model.backbone.get_parameter(name)
+            parameter += 0.05 * torch.randn(parameter.shape, generator=random)
+    write_export(tmp_path / "export", model, config)
+    results = {}
+    for name, more in (("single", []), ("mixed", ["evaluate.mixed=true"])):
+        overrides = ["data.max_examples=5", "evaluate.batch=16", "evaluate.bootstrap=5", *more]
+        out = tmp_path / name / "eval.json"
+        results[name] = evaluate(tmp_path / "export", TASKS, split="val", out=out, overrides=overrides)
+    assert results["single"] == results["mixed"]
+    answers = set()
+    for task in TASKS:
+        single, mixed = (tmp_path / n / "predictions_val" / f"{task}.jsonl" for n in ("single", "mixed"))
+        rows = [[json.loads(line) for line in file.read_text().splitlines()] for file in (single, mixed)]
+        assert [(r["uid"], r["text"]) for r in rows[0]] == [(r["uid"], r["text"]) for r in rows[1]]
+        for one, other in zip(*rows, strict=True):
+            assert one.get("scores", {}) == pytest.approx(other.get("scores", {}), abs=1e-4)
+        answers |= {r["text"] for r in rows[0]}
+    assert len(answers) > 8

@@ -1,16 +1,26 @@
-"""Common modules, hooks and private halves train under every ZeRO stage as in plain PyTorch, and idle tasks stand still."""
+"""Every method with private parts trains under every ZeRO stage as in plain PyTorch, on one rank with gradients summed over
+micro-batches and on two ranks, and idle tasks stand still."""
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from distributed import launch_ok
 
+from mtvl.config import RunConfig
+from mtvl.model import make_plan
+from mtvl.petl import METHODS as REGISTRY
+
 SCRIPT = Path(__file__).with_name("method_cells.py")
 METHODS = (
+    "adapter",
+    "adapter_prompt",
     "hyperformer",
     "compacter",
     "default_compacter",
@@ -30,17 +40,46 @@ pytestmark = [pytest.mark.multiproc, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Measurements of every method and stage on two ranks."""
-    folder = tmp_path_factory.mktemp("methods")
-    launch_ok(SCRIPT, 2, [str(folder)], timeout_seconds=600)
-    return json.loads((folder / "results.json").read_text())
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+    """Measurements of every method and stage by number of ranks."""
+    found = {}
+    for ranks in (2, 1):
+        folder = tmp_path_factory.mktemp(f"methods{ranks}")
+        launch_ok(SCRIPT, ranks, [str(folder)], timeout_seconds=600)
+        found[ranks] = json.loads((folder / "results.json").read_text())
+    return found
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("method", METHODS)
-def test_two_ranks_train_as_one_process(results: dict[str, Any], method: str, stage: str) -> None:
-    cell = results[f"{method}-{stage}"]
+def test_it_trains_as_in_plain_pytorch(
+    results: dict[int, dict[str, Any]], method: str, stage: str, ranks: int
+) -> None:  # fmt: skip
+    cell = results[ranks][f"{method}-{stage}"]
     assert cell["same_names"] and cell["private"] > 0
     assert cell["loss"] < LOSS and cell["parameters"] < PARAMETERS
     assert cell["idle_moved"] == [] and cell["active_stood"] == []
+
+
+def test_every_method_with_private_parts_is_here(tiny_config: Callable[..., RunConfig]) -> None:
+    """Private or shared is an option; a method that can have private parts is in the table of method_cells.py."""
+    private = set()
+    for name in REGISTRY:
+        options = {f.name for f in dataclasses.fields(REGISTRY.load(name).Config)}
+        section = {"name": name, **({"share": "none"} if "share" in options else {})}
+        if make_plan(tiny_config(section)).is_task_private:
+            private.add(name)
+    nodes = ast.parse(SCRIPT.read_text(encoding="utf-8")).body
+    table = next(n.value for n in nodes if isinstance(n, ast.AnnAssign) and ast.unparse(n.target) == "METHODS")
+    cells = ast.literal_eval(table)
+    assert tuple(cells) == METHODS and private == {section["name"] for section in cells.values()}
+
+
+def test_ranks_with_different_recipes_stop(results: dict[int, dict[str, Any]]) -> None:
+    cell = results[2]["different_recipes"]
+    assert cell["seconds"] < 10 and len(cell["messages"]) == 2  # folders may differ
+    assert "before the first step" in cell["messages"][0] and "'tasks' differs" in cell["messages"][0]
+    assert "rank 0: ['vqa', 'gqa']; rank 1: ['vqa', 'coco']" in cell["messages"][0]
+    assert "'petl' differs; rank 0: {'name': 'adapter', 'bottleneck': 4" in cell["messages"][1]
+    assert results[1]["different_recipes"]["messages"] == []

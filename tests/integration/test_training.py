@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from mtvl.cli import DEFAULT_RECIPE
@@ -20,6 +21,7 @@ from mtvl.errors import CheckpointError, ConfigError, DataError
 from mtvl.evaluate import evaluate, format_results
 from mtvl.export import load_export
 from mtvl.inspecting import inspect_sample, predict_one
+from mtvl.model import build_model
 from mtvl.train import STOPPED_BY_SIGNAL, train
 
 TASKS = ["vqa", "gqa", "nlvr2", "coco"]
@@ -193,3 +195,20 @@ def test_wrong_roots_are_errors(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty"):
         train(recipe(f"data.root={tmp_path / 'empty'}"), tmp_path / "run")
+
+
+def test_a_tower_that_trains_goes_through_a_run(recipe: Recipe, tmp_path: Path) -> None:
+    """Pixels in place of stored features; the export holds the tower, and evaluation uses it."""
+    overrides = ["backbone.train_tower=true", "optim.tower.lr=1e-3", "train.steps=3", "train.global_batch=4",
+                 "data.max_examples=6", f"data.cache={tmp_path / 'cache'}", "checkpoint.keep_best=false"]  # fmt: skip
+    run = tmp_path / "run"
+    assert train(recipe(*overrides, tasks=["vqa", "tvqa"]), run).code == 0
+    trained = load_file(str(run / "export" / "adapter.safetensors"))
+    start = build_model(recipe(*overrides, tasks=["vqa", "tvqa"]))
+    tower = {n: trained[n] for n in start.tower_parameters()}
+    assert any(not torch.equal(v, start.get_parameter(n)) for n, v in tower.items())
+    assert len(list((tmp_path / "cache" / "features").iterdir())) == 1  # those of videos; nothing of pictures is stored
+    results = evaluate(run, ["vqa"], overrides=["data.max_examples=4", "evaluate.bootstrap=5"])
+    assert results["vqa"]["num_examples"] == 4
+    Image.new("RGB", (32, 32), (200, 30, 30)).save(tmp_path / "p.png")
+    assert isinstance(predict_one(run / "export", "vqa", [tmp_path / "p.png"], "what?"), str)

@@ -45,6 +45,22 @@ EXPECTED = {
     ("adapter", "single, image and video"): (6_477_120, 146_001_984),
 }
 
+
+def residual_stage(width: int, d_in: int, blocks: int) -> int:
+    """Convolutions of 1, 3 and 1 and their norms, four times as wide at the end; a shortcut in the first block."""
+    others = 9 * width**2 + 4 * width**2 + 2 * width + 2 * width + 8 * width
+    return blocks * others + (d_in + (blocks - 1) * 4 * width) * width + d_in * 4 * width + 8 * width
+
+
+# CLIP's RN101 without attention pooling: three convolutions at the start, then the stages
+RN101 = (
+    27 * 32
+    + 9 * 32 * 32
+    + 9 * 32 * 64
+    + 2 * (32 + 32 + 64)
+    + sum(residual_stage(64 * 2**i, 64 if i == 0 else 128 * 2**i, n) for i, n in enumerate((3, 4, 23, 3)))
+)
+
 VISUAL, NORMS, WIDTH, FFN = 1_581_312, 62 * 768, 768, 3_072
 TOTAL = 224_540_160
 EXPECTED_T5 = {  # added and unfrozen parameters; the first three rows and the total are the published model's
@@ -85,10 +101,14 @@ def test_integers_of_the_published_rows(rows) -> None:
         ("ia3", "single, image"): visual + 18 * 2 * width + 12 * 3072,
         ("prefix", "single, image"): visual + 18 * 2 * 20 * width,
         ("adapter_prompt", "shared adapter, image"): visual + norms + 30 * 148_320 + 4 * 1_261_088,
+        ("full", "tower trained, image"): 141_156_864 + RN101,
+        ("adapter", "single, tower trained"): 6_081_600 + RN101,
         ("compacter", "low rank, single, image"): visual + norms + 4**3 + 30 * (2 * (width + 96) + width + 96),
     }
     assert {key: found[key][0] for key in found if key not in EXPECTED} == rest
     assert {key: value for key, value in found.items() if key in EXPECTED} == EXPECTED
+    assert found["adapter", "single, tower trained"][1] == 145_606_464 + RN101
+    assert found["full", "tower trained, image"][0] == found["full", "tower trained, image"][1]
 
 
 def test_integers_of_clip_t5_and_of_the_larger_siblings(rows) -> None:

@@ -19,6 +19,7 @@ FORMATS = Registry(
         "nlvr2_vl_adapter": "mtvl.data.formats.nlvr2_vl_adapter:NLVR2VLAdapter",
         "coco_karpathy": "mtvl.data.formats.coco_karpathy:COCOKarpathy",
         "coco_captions": "mtvl.data.formats.coco_captions:COCOCaptions",
+        "vg_regions": "mtvl.data.formats.vg_regions:VGRegions",
         "value_qa": "mtvl.data.formats.value_qa:ValueQA",
         "value_captions": "mtvl.data.formats.value_captions:ValueCaptions",
         "msrvtt_qa": "mtvl.data.formats.msrvtt_qa:MSRVTTQA",
