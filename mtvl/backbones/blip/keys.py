@@ -50,6 +50,10 @@ _VISION_BLOCK = {
     "norm1.": "norm1.", "norm2.": "norm2.", "attn.out.": "attn.proj.", "ffn.up.": "mlp.fc1.", "ffn.down.": "mlp.fc2.",
     "attn.q.": "attn.qkv.", "attn.k.": "attn.qkv.", "attn.v.": "attn.qkv.",  # split and joined below
 }  # fmt: skip
+ALIASES = {  # second names that the original gives to a tensor
+    "text_decoder.cls.predictions.decoder.weight": "text_decoder.bert.embeddings.word_embeddings.weight",
+    "text_decoder.cls.predictions.decoder.bias": "text_decoder.cls.predictions.bias",
+}
 _NUMBER = re.compile(r"(\d+)\.(.+)")
 _QKV = ("q", "k", "v")
 
@@ -101,10 +105,9 @@ def to_original(state: Mapping[str, torch.Tensor], patch: int) -> State:
         elif original == "visual_encoder.patch_embed.proj.weight":
             tensor = tensor.reshape(len(tensor), 3, patch, patch)
         found[original] = tensor
-    for stem in ("text_decoder.cls.predictions",):
-        if f"{stem}.bias" in found:  # the original stores tied tensors under each of their names
-            found[f"{stem}.decoder.bias"] = found[f"{stem}.bias"]
-            found[f"{stem}.decoder.weight"] = found["text_decoder.bert.embeddings.word_embeddings.weight"]
+    for alias, name in ALIASES.items():  # the original stores tied tensors under each of their names
+        if name in found:
+            found[alias] = found[name]
     return found
 
 

@@ -14,17 +14,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from mtvl.backbones.blip.keys import State, from_original, hub_to_original, original_name
+from mtvl.backbones.blip.keys import ALIASES, State, from_original, hub_to_original, original_name
 from mtvl.errors import CheckpointError
 
 POSITION = "vision.embed.position"
 _MOMENTUM = re.compile(r"(visual_encoder|text_encoder|vision_proj|text_proj)_m\.")
 _QUEUES = ("image_queue", "text_queue", "idx_queue", "ptr_queue", "queue_ptr")
 _POSITION_IDS = re.compile(r"(.*\.)?embeddings\.position_ids")
-_ALIASES = {  # a second name that the original gives to a tensor
-    "text_decoder.cls.predictions.decoder.weight": "text_decoder.bert.embeddings.word_embeddings.weight",
-    "text_decoder.cls.predictions.decoder.bias": "text_decoder.cls.predictions.bias",
-}
 # Parts that a checkpoint of another kind does not have, by the begin of our names; others have to be there.
 _OPTIONAL = {
     "decoder.": "no decoder", "contrast.": "no contrast heads", "match.": "no matching head",
@@ -223,9 +219,9 @@ def _explain_unused(given: Mapping[str, torch.Tensor], used: set[str], report: L
             report.unused[name] = "a queue"
         elif _POSITION_IDS.fullmatch(name):
             report.unused[name] = "numbers of positions"
-        elif name in _ALIASES and (original := given.get(_ALIASES[name])) is not None:
+        elif name in ALIASES and (original := given.get(ALIASES[name])) is not None:
             if not torch.equal(original, given[name]):
-                raise CheckpointError(f"{report.source}: {name} and {_ALIASES[name]} are tied and differ")
+                raise CheckpointError(f"{report.source}: {name} and {ALIASES[name]} are tied and differ")
             report.unused[name] = "a second name of a tied tensor"
         elif part is not None and part.rstrip(".") not in present:
             report.unused[name] = f"this model has no {_PARTS[part]}"
