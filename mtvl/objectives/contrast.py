@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -136,16 +137,22 @@ def matching_labels(has_negative: torch.Tensor) -> torch.Tensor:
     return torch.cat([positives, torch.where(has_negative, 0, -100)])
 
 
+def rankings(
+    image: torch.Tensor, text: torch.Tensor, temperature: float | torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-chances (B, B) of every text for each picture, and of every picture for each text; features of any length."""
+    at_least = torch.promote_types(image.dtype, torch.float32)
+    image, text = (nn.functional.normalize(x.to(at_least), dim=1) for x in (image, text))
+    similarity = image @ text.T / temperature
+    return torch.log_softmax(similarity, 1), torch.log_softmax(similarity.T, 1)
+
+
 def ranking_agreement(image: torch.Tensor, text: torch.Tensor, temperature: float | torch.Tensor) -> torch.Tensor:
     """Jensen-Shannon divergence (B,) between each picture's distribution over texts and its text's over pictures.
 
     Features (B, E) of pairs, of any length. It has no parameters; rows are at most ln 2.
     *Source:* UniTrans, Eq. 8 and 9 (MCAM), with one temperature for both; the paper sums over rows.
     """
-    unit = nn.functional.normalize(image.float(), dim=1), nn.functional.normalize(text.float(), dim=1)
-    if image.dtype == torch.float64:
-        unit = nn.functional.normalize(image, dim=1), nn.functional.normalize(text, dim=1)
-    similarity = unit[0] @ unit[1].T / temperature
-    first, second = torch.log_softmax(similarity, 1), torch.log_softmax(similarity.T, 1)
-    middle = torch.logaddexp(first, second) - torch.log(torch.tensor(2.0, dtype=first.dtype, device=first.device))
+    first, second = rankings(image, text, temperature)
+    middle = torch.logaddexp(first, second) - math.log(2)
     return ((first.exp() * (first - middle)).sum(1) + (second.exp() * (second - middle)).sum(1)) / 2

@@ -185,7 +185,6 @@ class UniAdapter:
             ("shared", config.shared), ("query", config.query), ("variant", config.variant), ("share", config.share),
             *layers_option(config.layers),
         )  # fmt: skip
-        self._sites = sites
         return Plan("uniadapter", options, tasks, tuple(sites), tuple(injections), unfrozen, common=tuple(common))
 
     def _modalities(self, site: Site) -> tuple[str, ...]:
@@ -252,7 +251,8 @@ class UniAdapter:
         site = injection.site
         if not site.is_hook:
             return KeyMap(common[key_name(site)])
-        banks = common[bank_name(site, self._sites)]
+        own_bank = f"visual{site.layer}"
+        banks = common[own_bank if site.stack == "visual" and own_bank in common else f"layer{site.layer}"]
         served = self._modalities(site)
         if site.stack != "visual":
             served = tuple(m for m in MODALITIES if m in self.config.modalities and m != "visual")
