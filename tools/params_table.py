@@ -72,7 +72,9 @@ def blip(kind: str, method: str, variant: str, size: str = "base", image_size: i
 
 def uni(variant: str, bottleneck: int, **options: Any) -> Row:
     """A row of UniAdapter's tables, which count the adapters alone."""
-    return blip("retrieval", "uniadapter", f"{variant}, r={bottleneck}", bottleneck=bottleneck, train_heads=False, **options)
+    return blip(
+        "retrieval", "uniadapter", f"{variant}, r={bottleneck}", bottleneck=bottleneck, train_heads=False, **options
+    )
 
 
 def trans(method: str, variant: str, kind: str = "retrieval", **options: Any) -> Row:
@@ -124,11 +126,29 @@ ROWS = (
     large("bart", "adapter", "single, image", share="all"),
     large("t5", "full", "image"),
     large("t5", "adapter", "single, image", share="all", reduction=4),
-    *(blip(kind, "full", f"{size} px", "base", size) for kind, size in (
-        ("retrieval", 384), ("caption", 384), ("vqa", 480), ("vqa", 384), ("nlvr2", 384), ("pretrain", 224),
-        ("joint", 384))),
-    *(blip(kind, "full", f"{size} px", "large", size) for kind, size in (
-        ("retrieval", 384), ("caption", 384), ("vqa", 480), ("vqa", 384), ("nlvr2", 384), ("pretrain", 224))),
+    *(
+        blip(kind, "full", f"{size} px", "base", size)
+        for kind, size in (
+            ("retrieval", 384),
+            ("caption", 384),
+            ("vqa", 480),
+            ("vqa", 384),
+            ("nlvr2", 384),
+            ("pretrain", 224),
+            ("joint", 384),
+        )
+    ),
+    *(
+        blip(kind, "full", f"{size} px", "large", size)
+        for kind, size in (
+            ("retrieval", 384),
+            ("caption", 384),
+            ("vqa", 480),
+            ("vqa", 384),
+            ("nlvr2", 384),
+            ("pretrain", 224),
+        )
+    ),
     blip("retrieval", "probe", "heads"),
     uni("share down", 512),
     uni("share down", 128),

@@ -244,9 +244,7 @@ class UniAdapter:
             nn.init.kaiming_uniform_(layer.weight, a=5**0.5)
         return layer
 
-    def build(
-        self, injection: Injection, active: ActiveTask, common: dict[str, dict[str, TaskBank]]
-    ) -> nn.Module:
+    def build(self, injection: Injection, active: ActiveTask, common: dict[str, dict[str, TaskBank]]) -> nn.Module:
         """The adapter of a block, or of the keys or values of visual tokens."""
         site = injection.site
         if not site.is_hook:

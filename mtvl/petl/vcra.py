@@ -89,7 +89,9 @@ class Vectors(nn.Module):
     def __init__(self, shapes: Shapes) -> None:
         super().__init__()
         for name, shape in shapes:
-            self.register_parameter(name, nn.Parameter(torch.zeros(shape) if name in ("b", "beta") else torch.ones(shape)))
+            self.register_parameter(
+                name, nn.Parameter(torch.zeros(shape) if name in ("b", "beta") else torch.ones(shape))
+            )
 
     def change(self, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scale: float) -> torch.Tensor:
         """scale * diag(b) B diag(a) A x for x (..., d_in), A (R, d_in), B (d_out, R) -> (..., d_out)."""
@@ -118,9 +120,7 @@ class SharedChange(nn.Module):
             if isinstance(matrix, FrozenMatrix):
                 self.add_module(f"frozen_{i}", matrix)  # so that it moves with the model; it has no parameters
         if len(vectors) > 1:
-            self.cannot_merge = (
-                f"this map runs in {' and '.join(vectors)} passes with vectors of their own, and one weight cannot be both"
-            )
+            self.cannot_merge = f"this map runs in {' and '.join(vectors)} passes with vectors of their own, and one weight cannot be both"
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """x (..., d_in), y (..., d_out) -> (..., d_out)."""
@@ -183,7 +183,12 @@ class Vcra:
 
     def __init__(self, config: VcraConfig, *, paper_compat: bool = False) -> None:
         check_whole(config.share, config.name)
-        for key, known in (("pairs", PAIRS), ("side", SIDES), ("activation", ACTIVATIONS), ("orientation", ORIENTATIONS)):
+        for key, known in (
+            ("pairs", PAIRS),
+            ("side", SIDES),
+            ("activation", ACTIVATIONS),
+            ("orientation", ORIENTATIONS),
+        ):
             if (value := getattr(config, key)) not in known:
                 raise ConfigError(f"unknown 'petl.{key}' {value!r}; {near_names(value, known)}")
         if config.rank < 1:
@@ -215,7 +220,13 @@ class Vcra:
             injections.append(Injection(site, ()))
         unfrozen = tuple(s for s in sites if s.kind == "head" and config.train_heads)
         return Plan(
-            config.name, self._options(), tasks, tuple(sites), tuple(injections), unfrozen, common=tuple(common.values())
+            config.name,
+            self._options(),
+            tasks,
+            tuple(sites),
+            tuple(injections),
+            unfrozen,
+            common=tuple(common.values()),
         )
 
     def _options(self) -> tuple[tuple[str, object], ...]:
@@ -230,12 +241,13 @@ class Vcra:
             return "decoder"
         return "visual" if stack == "visual" and self.config.pairs == "by_tower" else "all"
 
-    def _add_pair(
-        self, common: dict[str, Common], d_in: int, d_out: int, group: str, tasks: tuple[str, ...]
-    ) -> None:
+    def _add_pair(self, common: dict[str, Common], d_in: int, d_out: int, group: str, tasks: tuple[str, ...]) -> None:
         """The matrices that read `d_in` and write `d_out`, unless they are constants."""
         rank = self.config.rank
-        for name, shape in ((pair_name("down", group, d_in), (rank, d_in)), (pair_name("up", group, d_out), (d_out, rank))):
+        for name, shape in (
+            (pair_name("down", group, d_in), (rank, d_in)),
+            (pair_name("up", group, d_out), (d_out, rank)),
+        ):
             if name not in common:
                 parts = () if self.config.freeze_pair else self._over_tasks(("pair",), (("weight", shape),), tasks)
                 common[name] = Common(name, group, parts)
@@ -245,7 +257,7 @@ class Vcra:
         return (*shapes, ("scale", (1,))) if self.config.learn_scale else shapes
 
     def _over_tasks(self, names: Iterable[str], shapes: Shapes, tasks: tuple[str, ...]) -> tuple[Part, ...]:
-        return parts_over_tasks({name: shapes for name in names}, self.config.share, tasks)
+        return parts_over_tasks(dict.fromkeys(names, shapes), self.config.share, tasks)
 
     def _side_sites(self, chosen: list[Site]) -> list[Site]:
         """Blocks in which text meets pictures: the encoder's, or the decoder's where there is no encoder."""
@@ -269,9 +281,7 @@ class Vcra:
             return Matrix(*dict(part.shapes)["weight"])
         return Vectors(part.shapes)
 
-    def build(
-        self, injection: Injection, active: ActiveTask, common: dict[str, dict[str, TaskBank]]
-    ) -> nn.Module:
+    def build(self, injection: Injection, active: ActiveTask, common: dict[str, dict[str, TaskBank]]) -> nn.Module:
         """The change of one map, or the side network's step at one block."""
         site = injection.site
         group = site.stack if pair_name("down", site.stack, site.d_in) in common else "all"

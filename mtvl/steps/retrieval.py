@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from mtvl.dist import gather_rows
 from mtvl.errors import ConfigError
 from mtvl.objectives.contrast import (
     Contrast,
@@ -95,9 +96,7 @@ class RetrievalStep(nn.Module):
     this step; the queue takes them after the targets are made.
     """
 
-    def __init__(
-        self, model: nn.Module, options: RetrievalOptions, taught: Iterable[str] | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, options: RetrievalOptions, taught: Iterable[str] | None = None) -> None:
         """`taught`: names of parameters that the teacher averages; the trained ones of both towers when not given."""
         super().__init__()
         self.options = options
@@ -128,18 +127,22 @@ class RetrievalStep(nn.Module):
 
     def forward(
         self, model: Any, pixels: torch.Tensor, text_ids: torch.Tensor, text_mask: torch.Tensor, ids: torch.Tensor,
-        alpha: float, *, negatives: Negatives | None = None, gather: Callable[[Pairs], Pairs] | None = None,
-        generator: torch.Generator | None = None,
+        alpha: float, *, negatives: Negatives | None = None, generator: torch.Generator | None = None,
     ) -> RetrievalLosses:  # fmt: skip
-        """Losses of B pairs. `negatives` sets what is drawn otherwise; `gather` gives the pairs of all ranks, this rank's
-        with their gradients."""
+        """Losses of this rank's B pairs; `negatives` sets what is drawn otherwise.
+
+        All ranks' features go into the queue, so it stays the same everywhere. With `all_ranks` the texts of all ranks
+        have to be padded to one length.
+        """
         clamp_temperature(model.temperature.value)
         self.teacher.update(model)
         own = self.look(model, pixels, text_ids, text_mask, ids)
         taught = self.teach(model, pixels, text_ids, text_mask)
-        everyone = own if gather is None else gather(own)
+        everyone = own
+        if self.options.all_ranks:
+            everyone = Pairs(**{name: gather_rows(value) for name, value in vars(own).items()})
         losses = self.losses(model, own, taught, everyone, alpha, negatives, generator)
-        self.queue.push(*taught, ids)
+        self.queue.push(gather_rows(taught[0]), gather_rows(taught[1]), gather_rows(ids))
         return losses
 
     def losses(

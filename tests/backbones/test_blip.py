@@ -30,7 +30,9 @@ def randomise(model: nn.Module, seed: int = 0, std: float = 0.15) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std + ("norm" in name and parameter.dim() == 1))
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=generator) * std + ("norm" in name and parameter.dim() == 1)
+            )
     return model
 
 
@@ -238,7 +240,9 @@ def test_a_picture_of_another_size_says_what_to_do() -> None:
 @pytest.fixture(scope="module")
 def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pieces")
-    train_word_pieces(["a small red cube behind the large blue ball", "is there a ball?"] * 3, folder / "tokenizer.json", 90)
+    train_word_pieces(
+        ["a small red cube behind the large blue ball", "is there a ball?"] * 3, folder / "tokenizer.json", 90
+    )
     return folder
 
 

@@ -68,7 +68,9 @@ def test_a_pretrained_file_starts_other_kinds() -> None:
     report = load_original(build("joint"), state, "file")
     assert not report.fresh
     report = load_original(build("nlvr2", text={"layers": 2}), state, "file")
-    assert report.copied_twice == 2 * 8 and set(report.fresh.values()) == {"the file has no head that compares two pictures"}
+    assert report.copied_twice == 2 * 8 and set(report.fresh.values()) == {
+        "the file has no head that compares two pictures"
+    }
     report = load_original(build("caption"), state, "file")
     assert set(report.unused.values()) >= {"this model has no text encoder", "this model has no matching head"}
     assert "text encoder" in report.text()
@@ -81,7 +83,9 @@ def test_both_branches_of_two_pictures_start_alike() -> None:
     report = load_original(model, original("pretrain", text={"layers": 8}), "file")
     cross = model.text.layers[0].cross
     assert torch.equal(cross.first.q.weight, cross.second.q.weight)
-    assert {n for n in report.fresh if ".merge." in n} == {f"text.layers.{i}.cross.merge.{p}" for i in (6, 7) for p in ("weight", "bias")}
+    assert {n for n in report.fresh if ".merge." in n} == {
+        f"text.layers.{i}.cross.merge.{p}" for i in (6, 7) for p in ("weight", "bias")
+    }
 
 
 def test_a_decoder_that_reads_text_drops_keys_of_another_width() -> None:
@@ -109,7 +113,10 @@ def test_the_teacher_of_a_file_is_found() -> None:
         (lambda s: s.pop("itm_head.bias"), "lacks 1 tensors.*itm_head.bias"),
         (lambda s: s.update(stranger=torch.zeros(1)), "does not know.*stranger"),
         (lambda s: s.update({"text_encoder.pooler.dense.weight": torch.zeros(1)}), "does not know.*pooler"),
-        (lambda s: s.update({"itm_head.weight": torch.zeros(3, 32)}), r"itm_head.weight is \(3, 32\), expected \(2, 32\)"),
+        (
+            lambda s: s.update({"itm_head.weight": torch.zeros(3, 32)}),
+            r"itm_head.weight is \(3, 32\), expected \(2, 32\)",
+        ),
     ],
 )
 def test_what_cannot_be_explained_is_refused_and_changes_nothing(edit: Any, words: str) -> None:

@@ -136,11 +136,17 @@ BLIP_TRAINED = {
 
 
 def test_integers_of_blip(rows) -> None:
-    found = {(r["backbone"].removeprefix("blip_"), r["method"], r["variant"]): r for r in rows if "blip" in r["backbone"]}
+    found = {
+        (r["backbone"].removeprefix("blip_"), r["method"], r["variant"]): r for r in rows if "blip" in r["backbone"]
+    }
     full = {(size, variant): r for (size, method, variant), r in found.items() if method == "full"}
     assert {key: r["total"] for key, r in full.items()} == BLIP_TOTALS
     assert all(r["trainable"] == r["total"] for r in full.values())
-    base = {v.partition(", ")[2]: r["trainable"] for (size, method, v), r in found.items() if size == "base" and method != "full"}
+    base = {
+        v.partition(", ")[2]: r["trainable"]
+        for (size, method, v), r in found.items()
+        if size == "base" and method != "full"
+    }
     assert base == BLIP_TRAINED
     # ViT-L: text and fusion share in 12 layers of 768, each of 24 blocks of 1024 has projections of its own
     text = 12 * (768 * 128 + 128 + 2 * (768 * 128 + 768))

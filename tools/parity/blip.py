@@ -136,7 +136,11 @@ def compare(case: Case, report: Report, found: Mapping[str, torch.Tensor | None]
 
 
 def compare_gradients(
-    case: Case, report: Report, model: Blip, prefix: str = "expect/grad/", also: Mapping[str, torch.Tensor] | None = None
+    case: Case,
+    report: Report,
+    model: Blip,
+    prefix: str = "expect/grad/",
+    also: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """All gradients entry by entry, and as one vector."""
     grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
@@ -360,7 +364,9 @@ def check_answers(case: Case, report: Report, model: Blip) -> Any:
     inputs = case.under("input/")
     question = (inputs["question_ids"], inputs["question_mask"].bool())
     answers = (inputs["answer_ids"], inputs["answer_mask"].bool())
-    out = answer_step(model, inputs["image"], question, answers, inputs["answer_weights"], inputs["answers_per_question"])
+    out = answer_step(
+        model, inputs["image"], question, answers, inputs["answer_weights"], inputs["answers_per_question"]
+    )
     compare(case, report, {
         "loss": out.loss, "answer_loss": out.details["losses"], "answer_logits": out.logits,
         "image_embeds": out.details["tokens"].flatten(0, 1), "question_states": out.details["states"],
@@ -417,13 +423,18 @@ def check_metrics(case: Case, report: Report) -> None:
     ranks = {"txt": ranks_of_truth(matrix["i2t"], own.T), "img": ranks_of_truth(matrix["t2i"], own)}
     zero_based = {way: (found - 1).astype(int).tolist() for way, found in ranks.items()}
     expected = facts["expect_zero_based_ranks"]
-    report.equal("ranks", [zero_based["txt"], zero_based["img"]], [expected["image_to_text"], expected["text_to_image"]])
+    report.equal(
+        "ranks", [zero_based["txt"], zero_based["img"]], [expected["image_to_text"], expected["text_to_image"]]
+    )
     compare_recalls(report, "", ranks, facts["expect"])
     medians = {"image_to_text": float(np.median(ranks["txt"])), "text_to_image": float(np.median(ranks["img"]))}
     report.mapping("median ranks", medians, {k: v for k, v in facts["expect_median_rank"].items() if k != "note"})
     stride = facts["video_protocol"]["caption_stride"]
     truth = np.eye(len(matrix["i2t"]), dtype=bool)
-    video = {"txt": ranks_of_truth(matrix["i2t"][:, ::stride], truth), "vid": ranks_of_truth(matrix["t2i"][::stride], truth)}
+    video = {
+        "txt": ranks_of_truth(matrix["i2t"][:, ::stride], truth),
+        "vid": ranks_of_truth(matrix["t2i"][::stride], truth),
+    }
     wanted = dict(facts["video_protocol"]["expect"])
     report.equal("video median rank", float(np.median(video["vid"])), wanted.pop("vid_mdR"))
     compare_recalls(report, "video/", video, wanted)
@@ -439,4 +450,9 @@ def compare_recalls(report: Report, label: str, ranks: Mapping[str, np.ndarray],
     found["r_mean"] = sum(found[f"{way}_r_mean"] for way in ranks) / 2
     report.names(f"{label}recalls", found, expected)
     for name, value in expected.items():
-        report.close(label + name, torch.tensor(found[name], dtype=torch.float64), torch.tensor(value, dtype=torch.float64), PERCENT)
+        report.close(
+            label + name,
+            torch.tensor(found[name], dtype=torch.float64),
+            torch.tensor(value, dtype=torch.float64),
+            PERCENT,
+        )

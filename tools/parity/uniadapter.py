@@ -251,7 +251,10 @@ def check_retrieval(case: Case, report: Report) -> None:
     backbone, inputs, state = model.backbone, case.under("input/"), case.under("state/")
     rule = "as_coded" if facts["config"]["frame_aware_attention"] else "off"
     options = RetrievalOptions(
-        queue_size=facts["queue_size"], momentum=facts["momentum"], all_ranks=facts["negative_all_rank"], frame_weights=rule
+        queue_size=facts["queue_size"],
+        momentum=facts["momentum"],
+        all_ranks=facts["negative_all_rank"],
+        frame_weights=rule,
     )
     taught = teacher_state(backbone, state, names)
     step = RetrievalStep(backbone, options, taught)
@@ -506,5 +509,3 @@ def check_pfa(case: Case, report: Report) -> None:
         found |= {f"A_{label}": weights, f"tokens_{name}": weighted,
                   f"mca_{name}": attention(inputs["query"], weighted.flatten(1, 2))}  # fmt: skip
     compare_equations(case, report, found)
-
-

@@ -99,7 +99,7 @@ def to_original(state: Mapping[str, torch.Tensor], patch: int) -> State:
     found: State = {}
     for name, tensor in state.items():
         original = original_name(name)
-        if original.endswith("attn.qkv.weight") or original.endswith("attn.qkv.bias"):
+        if original.endswith(("attn.qkv.weight", "attn.qkv.bias")):
             stem, leaf = name.rsplit(".", 2)[0], name.rsplit(".", 1)[1]
             tensor = torch.cat([state[f"{stem}.{part}.{leaf}"] for part in _QKV])
         elif original == "visual_encoder.patch_embed.proj.weight":

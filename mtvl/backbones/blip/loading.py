@@ -159,7 +159,9 @@ def _two_branches(given: dict[str, torch.Tensor]) -> int:
     *Source:* BLIP's NLVR2 loading.
     """
     count = 0
-    for name in [n for n in given if ".crossattention." in n and not _MOMENTUM.match(n) and n.startswith("text_encoder.")]:
+    for name in [
+        n for n in given if ".crossattention." in n and not _MOMENTUM.match(n) and n.startswith("text_encoder.")
+    ]:
         for one in (".crossattention.self.", ".crossattention.output.dense."):
             if one in name:
                 tensor = given.pop(name)
@@ -172,7 +174,9 @@ def _two_branches(given: dict[str, torch.Tensor]) -> int:
 def _drop_other_widths(model: Any, found: State, own: State, report: LoadReport) -> None:
     """Take out what has another shape, where that has a known reason; CheckpointError where it has none."""
     for name in [n for n in found if found[n].shape != own[n].shape]:
-        reads_text = model.parts.decoder_reads == "text" and re.match(r"decoder\.layers\.\d+\.cross\.[kv]\.weight", name)
+        reads_text = model.parts.decoder_reads == "text" and re.match(
+            r"decoder\.layers\.\d+\.cross\.[kv]\.weight", name
+        )
         if reads_text and found[name].shape[1] == model.vision_shape.width:
             report.fresh[name] = "the decoder reads text states here, image tokens in the file"
             report.fresh[name.removesuffix("weight") + "bias"] = report.fresh[name]

@@ -41,9 +41,7 @@ class TwinCross(nn.Module):
 
     def __init__(self, shape: TextShape, memory_width: int, *, merges: bool) -> None:
         super().__init__()
-        self.first, self.second = (
-            Attention(shape.width, shape.heads, memory_width, shape.dropout) for _ in range(2)
-        )
+        self.first, self.second = (Attention(shape.width, shape.heads, memory_width, shape.dropout) for _ in range(2))
         self.merge = nn.Linear(2 * shape.width, shape.width) if merges else None
 
     def forward(

@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.checkpoint import noop_context_fn
 
 from mtvl.backbones.blip.config import BlipConfig
-from mtvl.backbones.blip.loading import LoadReport, load_weights
 from mtvl.backbones.blip.layers import KeyValues
+from mtvl.backbones.blip.loading import LoadReport, load_weights
 from mtvl.backbones.blip.med import TextModel
 from mtvl.backbones.blip.recompute import Recompute
 from mtvl.backbones.blip.sites import site_table
