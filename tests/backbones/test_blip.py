@@ -145,15 +145,14 @@ def test_transformers_gives_the_same_captions_and_answers() -> None:
 
     model = randomise(tiny("vqa")).eval()
     hub = into_hub(model, BlipForQuestionAnswering(hub_config()))
-    states = model.fuse(ids, mask, model.see(pixels))
+    whole = torch.ones_like(mask)  # transformers 5.23 does not hand the question's mask on to cross-attention
+    states = model.fuse(ids, whole, model.see(pixels))
     seen = hub.vision_model(pixels).last_hidden_state
     asked = torch.cat([torch.full_like(ids[:, :1], 119), ids[:, 1:]], 1)
-    theirs = hub.text_encoder(asked, attention_mask=mask.long(), encoder_hidden_states=seen).last_hidden_state
-    assert float((states - theirs)[mask].abs().max()) < ORACLE
-    logits = hub.text_decoder(
-        begun, attention_mask=mask.long(), encoder_hidden_states=theirs, encoder_attention_mask=mask.long()
-    ).logits
-    assert float((model.decode_states(ids, mask, states, mask) - logits)[mask].abs().max()) < ORACLE
+    theirs = hub.text_encoder(asked, attention_mask=whole.long(), encoder_hidden_states=seen).last_hidden_state
+    assert float((states - theirs).abs().max()) < ORACLE
+    logits = hub.text_decoder(begun, attention_mask=mask.long(), encoder_hidden_states=theirs).logits
+    assert float((model.decode_states(ids, mask, states) - logits)[mask].abs().max()) < ORACLE
 
 
 def test_names_go_both_ways() -> None:
@@ -217,7 +216,7 @@ def test_drop_path_leaves_out_whole_rows_and_keeps_the_mean() -> None:
     layer, ones = DropPath(0.25).train(), torch.ones(4000, 2, 3)
     torch.manual_seed(0)
     out = layer(ones)
-    assert set(out.unique().tolist()) == {0.0, pytest.approx(4 / 3)}
+    assert out.unique().tolist() == pytest.approx([0.0, 4 / 3])
     assert torch.equal(out, out[:, :1, :1].expand_as(out))
     assert float(out.mean()) == pytest.approx(1.0, abs=0.03)
     assert torch.equal(layer.eval()(ones), ones)

@@ -74,7 +74,8 @@ def test_the_teacher_is_the_model_with_its_averages_and_leaves_no_trace(kind: st
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(shifted[name])
-    assert torch.equal(model.fuse(ids, mask, model.see(pixels)), taught)
+    now = model.fuse(ids, mask, model.see(pixels))  # with gradients torch may take another kernel
+    assert torch.allclose(now, taught, atol=1e-5)
 
 
 def test_averages_move_by_the_momentum_and_are_checked() -> None:
