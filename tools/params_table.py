@@ -64,22 +64,22 @@ def large(family: str, method: str, variant: str, **options: Any) -> Row:
     return Row(f"clip_{family}_large", method, variant, section, {"name": method, **options})
 
 
-def blip(kind: str, method: str, variant: str, size: str = "base", image_size: int = 0, **options: Any) -> Row:
+def blip(kind: str, method: str, label: str, size: str = "base", image_size: int = 0, **options: Any) -> Row:
     """A row of BLIP: its model of one kind, at the size of pictures that it was published with unless given."""
     section = {"name": "blip", "kind": kind, "preset": size, "image_size": image_size}
-    return Row(f"blip_{size}", method, f"{kind}, {variant}", section, {"name": method, **options}, tasks=("task",))
+    return Row(f"blip_{size}", method, f"{kind}, {label}", section, {"name": method, **options}, tasks=("task",))
 
 
-def uni(variant: str, bottleneck: int, **options: Any) -> Row:
+def uni(label: str, bottleneck: int, **options: Any) -> Row:
     """A row of UniAdapter's tables, which count the adapters alone."""
     return blip(
-        "retrieval", "uniadapter", f"{variant}, r={bottleneck}", bottleneck=bottleneck, train_heads=False, **options
+        "retrieval", "uniadapter", f"{label}, r={bottleneck}", bottleneck=bottleneck, train_heads=False, **options
     )
 
 
-def trans(method: str, variant: str, kind: str = "retrieval", **options: Any) -> Row:
+def trans(method: str, label: str, kind: str = "retrieval", **options: Any) -> Row:
     """A row of UniTrans' tables, which count vectors and pairs alone."""
-    return blip(kind, method, f"{variant}, r={options.get('rank', 64)}", train_heads=False, **options)
+    return blip(kind, method, f"{label}, r={options.get('rank', 64)}", train_heads=False, **options)
 
 
 ROUNDING = "17.71 when rounded; the paper prints 17.72, which no choice of parameters gives: taken for a slip"

@@ -65,6 +65,12 @@ def clamp_temperature(temperature: torch.Tensor) -> None:
         temperature.clamp_(*TEMPERATURE_RANGE)
 
 
+def ramped(alpha: float, step: int, ramp_steps: int) -> float:
+    """The teacher's share, growing from 0 to `alpha` over `ramp_steps`. *Source:* BLIP ramps over the first epoch of
+    retrieval and the first two of pre-training."""
+    return alpha * min(1.0, step / ramp_steps) if ramp_steps else alpha
+
+
 def hard_targets(ids: torch.Tensor, all_ids: torch.Tensor) -> torch.Tensor:
     """Rows of equal shares over all columns with the row's id: (B,), (C,) -> (B, C). The batch's own come first."""
     same = (ids[:, None] == all_ids[None, :]).float()

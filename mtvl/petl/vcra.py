@@ -63,9 +63,9 @@ class Matrix(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(d_out, d_in) * d_in**-0.5)
 
-    def matrix(self) -> torch.Tensor:
-        """(d_out, d_in)."""
-        return self.weight
+    def forward(self) -> torch.Tensor:
+        """(d_out, d_in), a new tensor, since ZeRO-3 takes parameters back after a module's forward."""
+        return self.weight.clone()
 
 
 class FrozenMatrix(nn.Module):
@@ -78,7 +78,7 @@ class FrozenMatrix(nn.Module):
         drawn = torch.randn(d_out, d_in, generator=torch.Generator().manual_seed(seed)) * d_in**-0.5
         self.register_buffer("weight", drawn, persistent=False)
 
-    def matrix(self) -> torch.Tensor:
+    def forward(self) -> torch.Tensor:
         """(d_out, d_in)."""
         return self.weight
 
@@ -93,7 +93,7 @@ class Vectors(nn.Module):
                 name, nn.Parameter(torch.zeros(shape) if name in ("b", "beta") else torch.ones(shape))
             )
 
-    def change(self, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scale: float) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scale: float) -> torch.Tensor:
         """scale * diag(b) B diag(a) A x for x (..., d_in), A (R, d_in), B (d_out, R) -> (..., d_out)."""
         inner = nn.functional.linear(x, down) * self.a
         return nn.functional.linear(inner, up) * (self.b * self._factor(scale))
@@ -125,7 +125,7 @@ class SharedChange(nn.Module):
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """x (..., d_in), y (..., d_out) -> (..., d_out)."""
         down, up = (_matrix(m) for m in self._pair[0])
-        return y + self._vectors[0][self.modality].current().change(x, down, up, self.scale)  # type: ignore[operator]
+        return y + self._vectors[0][self.modality].current()(x, down, up, self.scale)
 
     def fold(self, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Base parameters with the active task's change in them."""
@@ -136,7 +136,31 @@ class SharedChange(nn.Module):
 
 def _matrix(module: nn.Module) -> torch.Tensor:
     found = module.current() if isinstance(module, TaskBank) else module
-    return found.matrix()  # type: ignore[operator]
+    return found()
+
+
+class SideVectors(Vectors):
+    """Vectors of one step of the side network, with alpha (D,) of ones and beta (D,) of zeros."""
+
+    def __init__(self, shapes: Shapes, config: VcraConfig) -> None:
+        super().__init__(shapes)
+        self.start, self.orientation = config.side, config.orientation
+        self.activation = ACTIVATIONS[config.activation]
+
+    def forward(  # type: ignore[override]
+        self, states: BlockStates, down: torch.Tensor, up: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, S, D) states of a block, A (R, D), B (D, R) -> output and side stream (B, S, D)."""
+        x, side = states.before, states.side
+        if self.orientation == "as_attention":
+            step = super().forward(x, down, up, 1.0)
+        else:  # x w as printed, with w = diag(b) B diag(a) A
+            step = nn.functional.linear(nn.functional.linear(x * self.b, up.T) * self.a, down.T)
+        if side is None:
+            side = x + step if self.start == "text" else step
+        else:
+            side = side + step
+        return states.output + self.activation(self.alpha * side + self.beta), side
 
 
 class QuerySide(nn.Module):
@@ -146,28 +170,16 @@ class QuerySide(nn.Module):
     first and sigma(0) = 0 it starts as the frozen backbone; h = x ("text") is the likelier reading and does not.
     """
 
-    def __init__(self, pair: tuple[nn.Module, nn.Module], vectors: TaskBank, config: VcraConfig) -> None:
+    def __init__(self, pair: tuple[nn.Module, nn.Module], vectors: TaskBank) -> None:
         super().__init__()
         self._pair, self._vectors = [pair], [vectors]
-        self.start, self.orientation = config.side, config.orientation
-        self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, states: BlockStates) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, S, D) states of a block -> output and side stream (B, S, D)."""
         if states.query is None:
             return states.output, states.side
-        vectors = self._vectors[0].current()
         down, up = (_matrix(m) for m in self._pair[0])
-        x, side = states.before, states.side
-        if self.orientation == "as_attention":
-            step = vectors.change(x, down, up, 1.0)  # type: ignore[operator]
-        else:  # x w as printed, with w = diag(b) B diag(a) A
-            step = nn.functional.linear(nn.functional.linear(x * vectors.b, up.T) * vectors.a, down.T)
-        if side is None:
-            side = x + step if self.start == "text" else step
-        else:
-            side = side + step
-        return states.output + self.activation(vectors.alpha * side + vectors.beta), side
+        return self._vectors[0].current()(states, down, up)
 
 
 class Vcra:
@@ -279,7 +291,7 @@ class Vcra:
         """A matrix of the pair, or vectors."""
         if part.name == "pair":
             return Matrix(*dict(part.shapes)["weight"])
-        return Vectors(part.shapes)
+        return SideVectors(part.shapes, self.config) if part.name == "side" else Vectors(part.shapes)
 
     def build(self, injection: Injection, active: ActiveTask, common: dict[str, dict[str, TaskBank]]) -> nn.Module:
         """The change of one map, or the side network's step at one block."""
@@ -287,7 +299,7 @@ class Vcra:
         group = site.stack if pair_name("down", site.stack, site.d_in) in common else "all"
         pair = self._pair(site.d_in, site.d_out, group, common)
         if site.is_hook:
-            return QuerySide(pair, common[side_name(site)]["side"], self.config)
+            return QuerySide(pair, common[side_name(site)]["side"])
         return SharedChange(pair, common[vectors_name(site, tie=self.config.tie_values)], self.config.scale)
 
     def _pair(

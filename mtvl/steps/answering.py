@@ -30,10 +30,15 @@ def caption_step(
     model: Any, pixels: torch.Tensor, text_ids: torch.Tensor, text_mask: torch.Tensor, prompt_tokens: int = 0
 ) -> Scored:
     """Language loss of captions (B, T) that begin with [CLS], the prompt's first `prompt_tokens` places not counted."""
-    tokens = model.see(pixels)
-    memory = tokens.flatten(1, 2)
+    return caption_of(model, model.see(pixels), text_ids, text_mask, prompt_tokens)
+
+
+def caption_of(
+    model: Any, tokens: torch.Tensor, text_ids: torch.Tensor, text_mask: torch.Tensor, prompt_tokens: int = 0
+) -> Scored:
+    """The same from image tokens (B, N, P, D)."""
     labels = language_labels(text_ids, text_mask, prompt_tokens)
-    logits = model.decode_states(text_ids, text_mask, memory)
+    logits = model.decode_states(text_ids, text_mask, tokens.flatten(1, 2))
     return Scored(caption_loss(logits, labels), logits, {"tokens": tokens, "labels": labels})
 
 

@@ -17,6 +17,7 @@ from mtvl.objectives.contrast import (
     matching_labels,
     matching_loss,
     negative_weights,
+    ramped,
     ranking_agreement,
 )
 
@@ -111,3 +112,7 @@ def test_agreement_is_zero_for_symmetric_rankings_and_bounded() -> None:
     far = ranking_agreement(image, unit(5, 8, seed=3), 0.01)
     assert bool((far > 0).all()) and float(far.max()) <= math.log(2) + 1e-6
     assert torch.allclose(ranking_agreement(image * 7, unit(5, 8, seed=3) * 2, 0.01), far, atol=1e-5)
+
+
+def test_the_teachers_share_grows() -> None:
+    assert [ramped(0.4, step, 4) for step in (0, 2, 4, 9)] == [0.0, 0.2, 0.4, 0.4] and ramped(0.4, 0, 0) == 0.4

@@ -17,6 +17,7 @@ from mtvl.metrics.retrieval import rank_metrics, ranks_of_truth
 from mtvl.objectives.contrast import hard_targets
 from mtvl.steps.answering import answer_step, caption_step, rank_answers
 from mtvl.steps.answering import compare_step as compare_step_of_two
+from mtvl.steps.pretraining import pretraining_step
 from mtvl.steps.reranking import rerank
 from mtvl.steps.retrieval import Pairs, RetrievalStep
 from parity.blip_parts import (
@@ -63,13 +64,15 @@ def check_retrieval(case: Case, report: Report) -> None:
     layers = {f"visual_block_{i}": b for i, b in enumerate(model.vision.blocks)}
     layers |= {f"text_layer_{i}": b for i, b in enumerate(model.text.layers)}
     negatives = (inputs["neg_image_for_text"], inputs["neg_text_for_image"])
+    alpha = case.facts["alpha"]
     with outputs_of(layers) as runs:
-        losses = step(model, *batch, ids, case.facts["alpha"], negatives=negatives)
-    total = losses.total
-    if case.facts["kind"] == "pretrain":
-        lm = caption_step(model, *batch).loss
-        compare(case, report, {"loss_lm": lm})
-        total = total + lm
+        if case.facts["kind"] == "pretrain":
+            all_three = pretraining_step(model, step, *batch, alpha, negatives=negatives)
+            losses, total = all_three.pairs, all_three.total
+            compare(case, report, {"loss_lm": all_three.captions.loss})
+        else:
+            losses = step(model, *batch, ids, alpha, negatives=negatives)
+            total = losses.total
     model.zero_grad()
     total.backward()
     compare(case, report, {"loss_total": total})

@@ -13,7 +13,7 @@ from mtvl.objectives.contrast import ranking_agreement, rankings
 from mtvl.petl.apply import AdaptedLinear
 from mtvl.petl.plan import Part
 from mtvl.petl.share import ActiveTask, TaskBank
-from mtvl.petl.vcra import Matrix, QuerySide, SharedChange, UniTransConfig, Vectors
+from mtvl.petl.vcra import Matrix, QuerySide, SharedChange, SideVectors, UniTransConfig, Vectors
 from mtvl.sites import BlockStates
 from parity.report import Case, Report, Tolerance
 
@@ -51,9 +51,10 @@ def make_pair(state: Mapping[str, torch.Tensor]) -> tuple[TaskBank, TaskBank]:
     return pair[0], pair[1]
 
 
-def make_vectors(tensors: Mapping[str, torch.Tensor]) -> TaskBank:
-    """Vectors by their names at `Vectors`."""
-    found = bank(lambda part: Vectors(tuple((n, tuple(t.shape)) for n, t in tensors.items())))
+def make_vectors(tensors: Mapping[str, torch.Tensor], side: UniTransConfig | None = None) -> TaskBank:
+    """Vectors by their names at `Vectors`; those of a step of the side network with its settings."""
+    shapes = tuple((n, tuple(t.shape)) for n, t in tensors.items())
+    found = bank(lambda part: Vectors(shapes) if side is None else SideVectors(shapes, side))
     with torch.no_grad():
         for name, tensor in tensors.items():
             found.current().get_parameter(name).copy_(tensor)
@@ -131,10 +132,8 @@ def check_qasn(case: Case, report: Report) -> None:
     dims, state = case.facts["dims"], {k: v.double() for k, v in case.under("state/").items()}
     inputs = {k: v.double() for k, v in case.under("input/").items()}
     pair = make_pair(state)
-    vectors = [make_vectors({name: state[f"{name}_{i}"] for name in ("a", "b", "alpha", "beta")}) for i in range(2)]
     blocks = [make_attention(state, f"block{i}", dims["d"], dims["heads"]) for i in range(2)]
-    down, up = (matrix.current().matrix() for matrix in pair)  # type: ignore[operator]
-    close(case, report, "w_0", vectors[0].current().weight(down, up, 1.0))  # type: ignore[operator]
+    down, up = (matrix.current()() for matrix in pair)
     readings = {key.removeprefix("expect/").rpartition("/")[0] for key in case.tensors if "/h_1" in key}
     plain = UniTransConfig(rank=dims["r"])
     for reading in sorted(readings):
@@ -142,11 +141,14 @@ def check_qasn(case: Case, report: Report) -> None:
         config = replace(plain, activation=activation, side=start.removeprefix("h0_"),
                          orientation={"x_w": "literal", "x_wT": "as_attention"}[orientation])  # fmt: skip
         x, side = inputs["x_T"], None
-        for i, (block, own) in enumerate(zip(blocks, vectors, strict=True)):
+        for i, block in enumerate(blocks):
+            own = make_vectors({name: state[f"{name}_{i}"] for name in ("a", "b", "alpha", "beta")}, config)
             output = x + block(x, inputs["x_V"])
-            x, side = QuerySide(pair, own, config)(BlockStates(x, x, output, output, side))
+            x, side = QuerySide(pair, own)(BlockStates(x, x, output, output, side))
             close(case, report, f"{reading}/h_{i + 1}", side)
             close(case, report, f"{reading}/x_{i + 1}", x)
+    first = make_vectors({name: state[f"{name}_0"] for name in ("a", "b")})
+    close(case, report, "w_0", first.current().weight(down, up, 1.0))  # type: ignore[operator]
 
 
 def check_mcam(case: Case, report: Report) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from mtvl.backbones.blip.sites import site_table
 from mtvl.backbones.blip.tokens import BlipText, load_blip_tokenizer
 from mtvl.backbones.blip.vit import VisionTransformer
 from mtvl.backbones.decoding import SearchSettings, beam, greedy
+from mtvl.dist import is_main
 from mtvl.errors import ConfigError
 from mtvl.sites import Site
 
@@ -76,7 +78,7 @@ class Blip(nn.Module):
     def build(cls, config: BlipConfig, *, meta: bool = False) -> Blip:
         """Build from a configuration, with weights where it names some; with `meta` only shapes.
 
-        What a checkpoint does not hold stays as drawn from `init_seed`; `load_report` says what that is.
+        What a checkpoint does not hold stays as drawn from `init_seed`; `load_report`, printed to stderr, says what that is.
         """
         if meta:
             with torch.device("meta"):
@@ -87,6 +89,8 @@ class Blip(nn.Module):
             model._draw()
         if config.weights:
             model.load_report = load_weights(model, config.weights)
+            if is_main():
+                print(model.load_report.text(), file=sys.stderr)
         return model
 
     def _draw(self) -> None:
