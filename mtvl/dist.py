@@ -62,3 +62,30 @@ def broadcast_object(value: Any) -> Any:
     box = [value]
     torch_dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+class _GatherRows(torch.autograd.Function):
+    """All ranks' rows; the gradient of a rank's rows is the sum of what all ranks send back."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
+        ctx.count = len(rows)
+        found = [torch.empty_like(rows) for _ in range(world_size())]
+        torch_dist.all_gather(found, rows.contiguous())
+        return torch.cat(found)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        grad = grad.contiguous()
+        torch_dist.all_reduce(grad)
+        return grad[rank() * ctx.count : (rank() + 1) * ctx.count]
+
+
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """`rows` (B, ...) of all ranks in rank order (ranks * B, ...), with gradients to the ranks that they came from.
+
+    All ranks must hand in one shape. In a single process the tensor itself.
+    """
+    if not is_active() or world_size() == 1:
+        return rows
+    return _GatherRows.apply(rows)

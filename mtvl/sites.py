@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 # Kinds of sites. Linear kinds can be adapted, hook kinds take an adapter that the backbone itself calls, and the others
 # can only be unfrozen.
 LINEAR_KINDS = (
@@ -11,8 +13,32 @@ LINEAR_KINDS = (
     "cross_attn.q", "cross_attn.k", "cross_attn.v", "cross_attn.out",
     "ffn.up", "ffn.down",
 )  # fmt: skip
-HOOK_KINDS = ("input", "self_attn", "cross_attn")
-PARAMETER_KINDS = ("norm", "visual", "embedding", "tower")  # "tower": of a visual tower that is trained
+HOOK_KINDS = ("input", "self_attn", "cross_attn", "block")
+PARAMETER_KINDS = (
+    "norm",
+    "visual",
+    "embedding",
+    "tower",
+    "head",
+    "lm_head",
+    "scalar",
+)  # "tower": a visual tower that is trained
+
+
+@dataclass
+class BlockStates:
+    """What the adapter of a "block" hook is called with; it returns (output, side) and may change either.
+
+    All are (B, S, D): `before` is the block's input, `query` the output of its self-attention where cross-attention
+    follows in this pass (None in a pass of one modality), `stream` what its feed-forward part reads, `output` the
+    block's own result. `side` is what the hook of the block below returned in the same pass, None at the first.
+    """
+
+    before: torch.Tensor
+    query: torch.Tensor | None
+    stream: torch.Tensor
+    output: torch.Tensor
+    side: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -26,7 +52,12 @@ class Site:
 
     A hook site has no parameters. Where its module has a child `adapter`, the backbone calls it: at "input" (the text
     encoder) with the embedded text (B, S, D) before its norm and the mask (B, S) -> longer ones of both; at "self_attn"
-    and "cross_attn" with keys and values (B, heads, S, D/heads) -> longer ones of both, the added places in front.
+    and "cross_attn" with keys and values (B, heads, S, D/heads) -> longer ones of both, the added places in front; at
+    "block" with `BlockStates`. Heads beside the language model ("head": contrast, matching, comparing) serve some tasks
+    only; "lm_head" is what turns hidden states into tokens, "scalar" a single number such as a temperature.
+
+    An adapter at a linear site may have an attribute `modality`. A backbone in which one block runs with and without
+    cross-attention sets it before each run of the block: "visual", "text" or "fusion".
     """
 
     path: str

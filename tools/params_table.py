@@ -5,7 +5,8 @@
 Totals count the language model with its added tokens, the visual embedding and the method's own parameters, tied ones
 once; the visual tower is counted where it is trained. `paper` is the published percentage, null where there is none; `note` says
 why the computed one does not round to it.
-*Source:* VL-Adapter, tables 1, 2, 4 and 5, whose percentages these integers round to.
+*Source:* VL-Adapter, tables 1, 2, 4 and 5, whose percentages these integers round to; for BLIP the released classes, and
+tables 1 to 3 of UniAdapter and 8 of UniTrans, whose millions the rows without trained heads round to.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from mtvl.backbones.blip import Blip, BlipConfig
 from mtvl.backbones.clip_config import bundled_folder
-from mtvl.config import RunConfig
-from mtvl.model import make_plan
+from mtvl.config import RunConfig, parse_section
+from mtvl.model import make_method, make_plan
+from mtvl.petl.plan import Plan
 
 IMAGE_TASKS = ("vqa", "gqa", "nlvr2", "coco")
 VIDEO_TASKS = ("tvqa", "how2qa", "tvc", "yc2c")
@@ -64,6 +67,24 @@ def large(family: str, method: str, variant: str, **options: Any) -> Row:
     """A row of a larger sibling."""
     section = {"name": f"clip_{family}", "preset": "large", "tower": "rn101"}
     return Row(f"clip_{family}_large", method, variant, section, {"name": method, **options})
+
+
+def blip(kind: str, method: str, label: str, size: str = "base", image_size: int = 0, **options: Any) -> Row:
+    """A row of BLIP: its model of one kind, at the size of pictures that it was published with unless given."""
+    section = {"name": "blip", "kind": kind, "preset": size, "image_size": image_size}
+    return Row(f"blip_{size}", method, f"{kind}, {label}", section, {"name": method, **options}, tasks=("task",))
+
+
+def uni(label: str, bottleneck: int, **options: Any) -> Row:
+    """A row of UniAdapter's tables, which count the adapters alone."""
+    return blip(
+        "retrieval", "uniadapter", f"{label}, r={bottleneck}", bottleneck=bottleneck, train_heads=False, **options
+    )
+
+
+def trans(method: str, label: str, kind: str = "retrieval", **options: Any) -> Row:
+    """A row of UniTrans' tables, which count vectors and pairs alone."""
+    return blip(kind, method, f"{label}, r={options.get('rank', 64)}", train_heads=False, **options)
 
 
 ROUNDING = "17.71 when rounded; the paper prints 17.72, which no choice of parameters gives: taken for a slip"
@@ -112,6 +133,50 @@ ROWS = (
     large("bart", "adapter", "single, image", share="all"),
     large("t5", "full", "image"),
     large("t5", "adapter", "single, image", share="all", reduction=4),
+    *(
+        blip(kind, "full", f"{size} px", "base", size)
+        for kind, size in (
+            ("retrieval", 384),
+            ("caption", 384),
+            ("vqa", 480),
+            ("vqa", 384),
+            ("nlvr2", 384),
+            ("pretrain", 224),
+            ("joint", 384),
+        )
+    ),
+    *(
+        blip(kind, "full", f"{size} px", "large", size)
+        for kind, size in (
+            ("retrieval", 384),
+            ("caption", 384),
+            ("vqa", 480),
+            ("vqa", 384),
+            ("nlvr2", 384),
+            ("pretrain", 224),
+        )
+    ),
+    blip("retrieval", "probe", "heads"),
+    uni("share down", 512),
+    uni("share down", 128),
+    uni("share nothing", 512, shared="none"),
+    uni("share nothing", 128, shared="none"),
+    uni("share up", 512, shared="up"),
+    uni("share both", 512, shared="both"),
+    uni("vision alone", 512, modalities=("visual",)),
+    uni("own query, share nothing", 512, shared="none", query="separate"),
+    uni("last 4 layers", 512, layers="last:4"),
+    uni("last 8 layers", 512, layers="last:8"),
+    uni("as coded", 512, variant="as_coded"),
+    blip("retrieval", "uniadapter", "with heads, r=128"),
+    blip("retrieval", "uniadapter", "with heads, r=128", "large"),
+    trans("vcra", "one pair"),
+    trans("vcra", "a pair for each tower", pairs="by_tower"),
+    trans("vcra", "frozen pair", freeze_pair=True),
+    trans("unitrans", "with side network"),
+    trans("unitrans", "with side network", rank=128),
+    trans("unitrans", "with decoder", "vqa"),
+    blip("retrieval", "unitrans", "with heads, r=64", "large"),
     Row("clip_bart_tiny", "full", "image", TINY, {"name": "full"}),
     Row("clip_bart_tiny", "adapter", "single, image", TINY, {"name": "adapter", "reduction": 10, "share": "all"}),
     Row("clip_bart_tiny", "adapter", "multiple, image", TINY, {"name": "adapter", "reduction": 10, "share": "none"}),
@@ -127,13 +192,23 @@ def available_rows() -> list[Row]:
     return [row for row in ROWS if row.section.get("weights", "") not in absent]
 
 
+def plan_of(row: Row) -> Plan:
+    """The plan of a row, from shapes."""
+    if row.section["name"] == "blip":
+        backbone = Blip.build(parse_section(BlipConfig, row.section, "backbone"), meta=True)
+        return make_method(row.petl, paper_compat=row.paper_compat).plan(backbone.sites(), row.tasks)
+    return make_plan(RunConfig(tasks=row.tasks, backbone=row.section, petl=row.petl, paper_compat=row.paper_compat))
+
+
 def compute(row: Row) -> dict[str, Any]:
     """The row as plain values; `percent` has four decimals."""
-    config = RunConfig(tasks=row.tasks, backbone=row.section, petl=row.petl, paper_compat=row.paper_compat)
-    plan = make_plan(config)
+    plan = plan_of(row)
+    scalars = sum(s.num_parameters for s in plan.sites if s.kind == "scalar")
+    trained_scalars = sum(s.num_parameters for s in plan.unfrozen if s.kind == "scalar")
+    trainable, total = plan.num_trainable - trained_scalars, plan.num_total - scalars
     return {
-        "backbone": row.backbone, "method": row.method, "variant": row.variant, "trainable": plan.num_trainable,
-        "total": plan.num_total, "percent": round(100 * plan.num_trainable / plan.num_total, 4), "paper": row.paper,
+        "backbone": row.backbone, "method": row.method, "variant": row.variant, "trainable": trainable,
+        "total": total, "percent": round(100 * trainable / total, 4), "paper": row.paper,
         "note": row.note,
     }  # fmt: skip
 
@@ -141,12 +216,12 @@ def compute(row: Row) -> dict[str, Any]:
 def pretty(rows: list[dict[str, Any]]) -> str:
     """The rows as aligned text."""
     lines = [
-        f"{'backbone':16} {'method':14} {'variant':25} {'trainable':>13} {'total':>13} {'percent':>9} {'paper':>7}"
+        f"{'backbone':16} {'method':14} {'variant':34} {'trainable':>13} {'total':>13} {'percent':>9} {'paper':>7}"
     ]
     for row in rows:
         paper = "" if row["paper"] is None else f"{row['paper']:.2f}"
         lines.append(
-            f"{row['backbone']:16} {row['method']:14} {row['variant']:25} {row['trainable']:13,d} {row['total']:13,d} "
+            f"{row['backbone']:16} {row['method']:14} {row['variant']:34} {row['trainable']:13,d} {row['total']:13,d} "
             f"{row['percent']:9.4f} {paper:>7}{'  ' * bool(row['note'])}{row['note']}"
         )
     return "\n".join(lines)

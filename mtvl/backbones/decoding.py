@@ -12,14 +12,18 @@ from dataclasses import dataclass
 
 import torch
 
-# (last ids (n, 1), positions decoded so far) -> logits (n, K); the closure owns the cache
+# new ids (n, 1), or at first the start id with the prompt (n, L) -> logits (n, K) of the next; the closure owns the cache
 Step = Callable[[torch.Tensor], torch.Tensor]
 Reorder = Callable[[torch.Tensor], None]
 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """`max_length` counts the start id; `no_repeat_ngram` 0 switches blocking off."""
+    """`max_length` and `min_length` count the start id and the prompt; `no_repeat_ngram` 0 switches blocking off.
+
+    `repetition_penalty` divides positive and multiplies negative scores of ids that stand in the sequence already
+    (log-probabilities in a beam search, logits in a greedy one).
+    """
 
     start_id: int
     eos_id: int
@@ -29,6 +33,9 @@ class SearchSettings:
     no_repeat_ngram: int = 0
     early_stopping: bool = True
     force_eos: bool = True  # beam search only
+    prompt: tuple[int, ...] = ()  # ids behind the start id that every answer begins with
+    min_length: int = 0  # EOS comes not before
+    repetition_penalty: float = 1.0
 
 
 def _block_ngrams(scores: torch.Tensor, sequences: list[list[int]], size: int) -> None:
@@ -42,15 +49,31 @@ def _block_ngrams(scores: torch.Tensor, sequences: list[list[int]], size: int) -
             scores[row, banned] = -torch.inf
 
 
+def _adjust(scores: torch.Tensor, ids: torch.Tensor, settings: SearchSettings) -> None:
+    """Apply to scores (n, K), in place, what the settings say about ids (n, L) so far."""
+    if settings.repetition_penalty != 1.0:
+        seen = scores.gather(1, ids)
+        seen = torch.where(seen < 0, seen * settings.repetition_penalty, seen / settings.repetition_penalty)
+        scores.scatter_(1, ids, seen)
+    if settings.no_repeat_ngram:
+        _block_ngrams(scores, ids.tolist(), settings.no_repeat_ngram)
+    if ids.shape[1] < settings.min_length:
+        scores[:, settings.eos_id] = -torch.inf
+
+
+def _first_ids(rows: int, settings: SearchSettings, device: torch.device) -> torch.Tensor:
+    """Start id and prompt of every row (rows, 1 + prompt)."""
+    return torch.tensor([settings.start_id, *settings.prompt], device=device).repeat(rows, 1)
+
+
 @torch.no_grad()
 def greedy(step: Step, rows: int, settings: SearchSettings, device: torch.device) -> torch.Tensor:
     """Most likely token at each position -> (rows, <= max_length) ids, right-padded."""
-    ids = torch.full((rows, 1), settings.start_id, dtype=torch.long, device=device)
+    ids, seen = _first_ids(rows, settings, device), 0
     open_rows = torch.ones(rows, dtype=torch.bool, device=device)
     while ids.shape[1] < settings.max_length:
-        scores = step(ids[:, -1:])
-        if settings.no_repeat_ngram:
-            _block_ngrams(scores, ids.tolist(), settings.no_repeat_ngram)
+        scores, seen = step(ids[:, seen:]), ids.shape[1]
+        _adjust(scores, ids, settings)
         token = torch.where(open_rows, scores.argmax(-1), settings.pad_id)
         ids = torch.cat([ids, token[:, None]], dim=1)
         open_rows &= token != settings.eos_id
@@ -90,21 +113,20 @@ def beam(
     `step` sees rows * num_beams sequences; `reorder` receives the (rows * num_beams,) indices of the kept ones.
     """
     beams = settings.num_beams
-    ids = torch.full((rows * beams, 1), settings.start_id, dtype=torch.long, device=device)
+    ids, seen = _first_ids(rows * beams, settings, device), 0
     totals = torch.zeros(rows, beams, device=device)
     totals[:, 1:] = -1e9  # all beams start equal: only the first may be expanded
     finished = [_Finished(beams, settings.early_stopping) for _ in range(rows)]
     done = [False] * rows
     while ids.shape[1] < settings.max_length and not all(done):
         length = ids.shape[1]
-        logits = step(ids[:, -1:]).float()
+        logits, seen = step(ids[:, seen:]).float(), length
         if settings.force_eos and length == settings.max_length - 1:
             forced = torch.full_like(logits, -torch.inf)
             forced[:, settings.eos_id] = 0.0
             logits = forced
         scores = torch.log_softmax(logits, dim=-1)
-        if settings.no_repeat_ngram:
-            _block_ngrams(scores, ids.tolist(), settings.no_repeat_ngram)
+        _adjust(scores, ids, settings)
         vocab = scores.shape[-1]
         flat = (scores.view(rows, beams, vocab) + totals[:, :, None]).view(rows, beams * vocab)
         top, index = flat.topk(2 * beams, dim=1, largest=True, sorted=True)

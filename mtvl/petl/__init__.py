@@ -18,5 +18,9 @@ METHODS = Registry(
         "ia3": "mtvl.petl.ia3:Ia3",
         "bitfit": "mtvl.petl.bitfit:BitFit",
         "projection": "mtvl.petl.projection:Projection",
+        "probe": "mtvl.petl.probe:Probe",
+        "uniadapter": "mtvl.petl.uniadapter:UniAdapter",
+        "vcra": "mtvl.petl.vcra:Vcra",
+        "unitrans": "mtvl.petl.vcra:UniTrans",
     },
 )

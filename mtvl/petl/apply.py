@@ -19,9 +19,9 @@ class Method(Protocol):
 
     The adapter of a linear site has `forward(x, y) -> y'`: x (..., d_in) is the site's input, y (..., d_out) the base
     output. It may have `before(x) -> x'`, what the base is given in place of x, and `fold(weight, bias)`, base
-    parameters that do the same without the adapter. What the adapter of a hook site is called with stands at `Site`.
-    Where a batch mixes tasks by row, the adapter of a linear site is called for the rows of each task by itself; that of a
-    hook site does so with `TaskBank.by_task`.
+    parameters that do the same without the adapter, or say in `cannot_merge` why not at this place. What the adapter of a
+    hook site is called with stands at `Site`. Where a batch mixes tasks by row, the adapter of a linear site is called for
+    the rows of each task by itself; that of a hook site does so with `TaskBank.by_task`.
     A method whose plan has common modules also has `build_common(common, part)`; its `build` is given a third argument,
     the banks of the common modules by name and part. An adapter must not register them as its own children.
     """
@@ -173,6 +173,8 @@ def merge_plan(backbone: nn.Module, plan: Plan) -> None:
             f"map's own parameters, e.g. at {stuck[0]}"
         )
     for injection, site in zip(plan.injections, sites, strict=True):
+        if reason := getattr(site.adapter, "cannot_merge", ""):
+            raise PlanError(f"the adapter at {injection.site.path} cannot be merged into the backbone: {reason}")
         if any(p.numel() == 0 for p in site.parameters()):
             raise PlanError(
                 f"expected whole weights to merge, found partitioned ones at {injection.site.path}; load the export into a "

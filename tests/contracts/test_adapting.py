@@ -16,7 +16,7 @@ from mtvl.optim import build_optimizer, parameter_groups
 from mtvl.types import Batch, Decoding
 
 # Methods whose added parts are changes of linear maps, and can be folded into them.
-MERGEABLE = {"lora", "ia3"}
+MERGEABLE = {"lora", "ia3", "vcra"}
 MERGED = 1e-10  # float64 logits up to 8 in size; measured worst case: 3.3e-15
 
 BEAM_SCORE = 1e-6  # float64 but for the sums of the search; scores down to -2.1; measured worst case: 1.5e-7

@@ -133,6 +133,51 @@ def test_integers_of_clip_t5_and_of_the_larger_siblings(rows) -> None:
         assert large[f"clip_{family}_large", "adapter"] == (adapters + norms + visual[family], total + adapters)
 
 
+# *Source:* the released classes; UniAdapter, tables 1 to 3 (9.5M, 18.9M, 19.0M, 28.4M, 37.8M, 7.1M, 4.7M, 6.3M, 12.6M,
+# 0.4M); UniTrans, table 8 (0.18M, 0.28M, 0.21M). The integers are those of the papers' own formulas.
+BLIP_TOTALS = {
+    ("base", "retrieval, 384 px"): 223_744_258, ("base", "caption, 384 px"): 223_971_644,
+    ("base", "vqa, 480 px"): 361_478_972, ("base", "vqa, 384 px"): 361_230_140, ("base", "nlvr2, 384 px"): 259_372_034,
+    ("base", "pretrain, 224 px"): 252_441_918, ("base", "joint, 384 px"): 361_230_140 + 395_266,
+    ("large", "retrieval, 384 px"): 446_128_642, ("large", "caption, 384 px"): 446_290_492,
+    ("large", "vqa, 480 px"): 583_880_764, ("large", "vqa, 384 px"): 583_548_988,
+    ("large", "nlvr2, 384 px"): 486_409_474, ("large", "pretrain, 224 px"): 474_729_022,
+}  # fmt: skip
+LN = 2 * 768
+BLIP_TRAINED = {
+    "heads": 395_266, "share down, r=512": 18_908_160, "share down, r=128": 4_747_776,
+    "share nothing, r=512": 28_357_632, "share nothing, r=128": 7_110_144, "share up, r=512": 18_902_016,
+    "share both, r=512": 9_452_544, "vision alone, r=512": 9_452_544, "own query, share nothing, r=512": 37_810_176,
+    "last 4 layers, r=512": 6_302_720, "last 8 layers, r=512": 12_605_440,
+    "as coded, r=512": 18_926_592 + 12 * LN + 2 * 99_137, "with heads, r=128": 4_747_776 + 395_266,
+    "one pair, r=64": 178_176, "a pair for each tower, r=64": 276_480, "frozen pair, r=64": 79_872,
+    "with side network, r=64": 206_592, "with side network, r=128": 311_808, "with decoder, r=64": 344_832,
+}  # fmt: skip
+
+
+def test_integers_of_blip(rows) -> None:
+    found = {
+        (r["backbone"].removeprefix("blip_"), r["method"], r["variant"]): r for r in rows if "blip" in r["backbone"]
+    }
+    full = {(size, variant): r for (size, method, variant), r in found.items() if method == "full"}
+    assert {key: r["total"] for key, r in full.items()} == BLIP_TOTALS
+    assert all(r["trainable"] == r["total"] for r in full.values())
+    base = {
+        v.partition(", ")[2]: r["trainable"]
+        for (size, method, v), r in found.items()
+        if size == "base" and method != "full"
+    }
+    assert base == BLIP_TRAINED
+    # ViT-L: text and fusion share in 12 layers of 768, each of 24 blocks of 1024 has projections of its own
+    text = 12 * (768 * 128 + 128 + 2 * (768 * 128 + 768))
+    vision = 24 * (2 * 1024 * 128 + 128 + 1024)
+    large = {method: r["trainable"] for (size, method, _), r in found.items() if size == "large" and method != "full"}
+    heads = 460_802
+    # one A for each width that is read (768, 1024) and one B for each that is written; 24 + 24 + 12 attentions' vectors
+    sets = 24 * 2 * (64 + 1024) + 36 * 2 * (64 + 768) + 12 * (64 + 768) + 12 * 2 * 768
+    assert large == {"uniadapter": text + vision + heads, "unitrans": 2 * 64 * (768 + 1024) + sets + heads}
+
+
 def test_rows_have_the_stable_keys_and_round_to_the_papers(rows) -> None:
     for row in rows:
         assert list(row) == ["backbone", "method", "variant", "trainable", "total", "percent", "paper", "note"]

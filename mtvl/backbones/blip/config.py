@@ -1,0 +1,156 @@
+"""Sizes of BLIP and the parts that each use of it has."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from mtvl.errors import ConfigError, near_names
+
+
+@dataclass(frozen=True)
+class VisionShape:
+    """A vision transformer: pre-norm, exact GELU. `drop_path` is the rate of its last block; it grows from 0."""
+
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    mlp_ratio: int = 4
+    patch: int = 16
+    image_size: int = 384
+    drop_path: float = 0.0
+    norm_eps: float = 1e-6
+
+    @property
+    def side(self) -> int:
+        """Patches along an edge."""
+        return self.image_size // self.patch
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one picture: the class token and the patches."""
+        return self.side**2 + 1
+
+
+@dataclass(frozen=True)
+class TextShape:
+    """BERT's sizes: post-norm, exact GELU, no token types. The last two rows are [DEC] and [ENC]."""
+
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    ffn: int = 3072
+    vocab: int = 30524
+    positions: int = 512
+    dropout: float = 0.1
+    norm_eps: float = 1e-12
+    pad_id: int = 0
+    eos_id: int = 102  # [SEP]
+
+    @property
+    def dec_id(self) -> int:
+        """First token of what is decoded."""
+        return self.vocab - 2
+
+    @property
+    def enc_id(self) -> int:
+        """First token of text that is encoded with pictures."""
+        return self.vocab - 1
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a use of BLIP consists of beside the vision transformer.
+
+    `encoder`: "" (none), "one" picture or "two" (a branch of cross-attention for each). `decoder_reads`: "" (no
+    decoder), "image" tokens, or the encoder's "text" states. `tied`: the decoder has the encoder's modules but for
+    self-attention. `matching`: the heads of contrast and matching.
+    """
+
+    encoder: str = "one"
+    decoder_reads: str = ""
+    tied: bool = False
+    matching: bool = False
+
+
+# *Source:* the released model classes and their resolutions. "joint" has what questions, captions (as answers to a
+# prompt), retrieval and matching need, in one model.
+PARTS = {
+    "retrieval": Parts(matching=True),
+    "caption": Parts(encoder="", decoder_reads="image"),
+    "vqa": Parts(decoder_reads="text"),
+    "nlvr2": Parts(encoder="two"),
+    "pretrain": Parts(decoder_reads="image", tied=True, matching=True),
+    "joint": Parts(decoder_reads="text", matching=True),
+}
+IMAGE_SIZES = {"retrieval": 384, "caption": 384, "vqa": 480, "nlvr2": 384, "pretrain": 224, "joint": 384}
+DROP_PATHS = {"vqa": 0.1, "nlvr2": 0.1}  # of the base model; the large one has 0.1 always
+
+PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "base": ({}, {}),
+    "large": ({"width": 1024, "layers": 24, "heads": 16, "drop_path": 0.1}, {}),
+    "tiny": (
+        {"width": 32, "layers": 2, "heads": 4, "patch": 8, "image_size": 32},
+        {"width": 32, "layers": 2, "heads": 4, "ffn": 64, "vocab": 120, "positions": 40, "eos_id": 3},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class BlipConfig:
+    """Options of BLIP.
+
+    `kind`: which parts it has (`PARTS`). `preset`: base (ViT-B/16), large (ViT-L/16) or tiny; `vision` and `text` replace
+    single sizes. `image_size` 0: as the kind was published. `weights`: "" for random ones, or an original .pth file, a
+    .safetensors file, or a folder or hub name of transformers. `tokenizer`: a folder or a hub name.
+    """
+
+    name: str = "blip"
+    kind: str = "joint"
+    preset: str = "base"
+    image_size: int = 0
+    vision: dict[str, Any] = field(default_factory=dict)
+    text: dict[str, Any] = field(default_factory=dict)
+    embed_dim: int = 256
+    weights: str = ""
+    tokenizer: str = ""
+    init_seed: int = 0
+
+    @property
+    def parts(self) -> Parts:
+        """The parts of this kind; ConfigError when there is no such kind."""
+        if self.kind not in PARTS:
+            raise ConfigError(f"unknown 'backbone.kind' {self.kind!r}; {near_names(self.kind, PARTS)}")
+        return PARTS[self.kind]
+
+    def shapes(self) -> tuple[VisionShape, TextShape]:
+        """Sizes of both towers; ConfigError for unknown names and sizes that do not fit together."""
+        parts, (vision, text) = self.parts, self._preset()
+        sizes = {"image_size": IMAGE_SIZES[self.kind], "drop_path": DROP_PATHS.get(self.kind, 0.0)} | vision
+        sizes |= {"image_size": self.image_size} if self.image_size else {}
+        seen = _shape(VisionShape, sizes | self.vision, "vision")
+        read = _shape(TextShape, text | self.text, "text")
+        for shape, where in ((seen, "vision"), (read, "text")):
+            if shape.width % shape.heads:
+                raise ConfigError(f"'backbone.{where}': width {shape.width} is no multiple of heads {shape.heads}")
+        if seen.image_size % seen.patch:
+            raise ConfigError(f"'backbone.image_size' {seen.image_size} is no multiple of the patch size {seen.patch}")
+        if parts.tied and parts.decoder_reads != "image":
+            raise ConfigError("a decoder that is tied to the encoder reads image tokens, as the encoder does")
+        return seen, read
+
+    def _preset(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        if self.preset not in PRESETS:
+            raise ConfigError(f"unknown 'backbone.preset' {self.preset!r}; {near_names(self.preset, PRESETS)}")
+        return PRESETS[self.preset]
+
+
+S = TypeVar("S", VisionShape, TextShape)
+
+
+def _shape(cls: type[S], values: dict[str, Any], where: str) -> S:
+    known = {f.name for f in dataclasses.fields(cls)}
+    if unknown := sorted(set(values) - known):
+        raise ConfigError(f"unknown 'backbone.{where}.{unknown[0]}'; {near_names(unknown[0], known)}")
+    return cls(**values)

@@ -1,0 +1,43 @@
+"""Only the heads beside the language model are trained (linear probe)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from mtvl.errors import PlanError
+from mtvl.petl.plan import Injection, Plan
+from mtvl.petl.select import MethodConfig
+from mtvl.petl.share import ActiveTask
+from mtvl.sites import Site
+
+
+@dataclass(frozen=True)
+class ProbeConfig(MethodConfig):
+    """No options of its own; heads stand outside the layers."""
+
+    name: str = "probe"
+
+
+class Probe:
+    """*Source:* UniAdapter, Table 1, "Linear probe": the projections of both modalities and the matching head."""
+
+    Config = ProbeConfig
+
+    def __init__(self, config: ProbeConfig, *, paper_compat: bool = False) -> None:
+        self.config = config
+
+    def plan(self, sites: list[Site], tasks: tuple[str, ...]) -> Plan:
+        """Unfreeze the heads."""
+        unfrozen = tuple(s for s in sites if s.kind == "head")
+        if not unfrozen:
+            raise PlanError(
+                "this backbone has no heads beside its language model; 'probe' is defined for blip with contrast, matching "
+                "or comparing heads; 'projection' is the nearest method here"
+            )
+        return Plan("probe", (), tasks, tuple(sites), (), unfrozen)
+
+    def build(self, injection: Injection, active: ActiveTask) -> nn.Module:
+        """Nothing is injected."""
+        raise PlanError("the method 'probe' injects nothing")
