@@ -12,7 +12,7 @@ from torch import nn
 from mtvl.backbones import BACKBONES
 from mtvl.config import RunConfig, parse_section
 from mtvl.errors import PlanError
-from mtvl.objectives.seq2seq import loss_sum, token_losses
+from mtvl.objectives.seq2seq import label_losses, loss_sum, token_losses
 from mtvl.petl import METHODS
 from mtvl.petl.apply import apply_plan, merge_plan, owner_of, unmerge_plan
 from mtvl.petl.plan import Plan
@@ -79,7 +79,8 @@ class Model(nn.Module):
         """loss_weight * loss numerator / denominator: summed over a slot's micro-batches and ranks, the slot's loss."""
         if batch.parts:
             raise PlanError("a batch that mixes tasks by example is for inference; train on batches of one task")
-        losses = token_losses(self.logits(batch), batch.target_ids)
+        logits = self.backbone.label_logits(self.backbone.encode(batch), batch.target_ids)
+        losses = label_losses(logits, batch.target_ids)
         total = loss_sum(losses, batch.target_ids, batch.target_weights, batch.loss)
         return total * (batch.loss_weight / batch.denominator)
 

@@ -352,12 +352,23 @@ class ClipSeq2Seq(nn.Module):
 
     def decode(self, memory: Memory, target_ids: torch.Tensor) -> torch.Tensor:
         """Teacher-forced logits (B, T, K) for target_ids (B, T), -100 where ignored."""
+        return self._logits(self._target_states(memory, target_ids))
+
+    def label_logits(self, memory: Memory, target_ids: torch.Tensor) -> torch.Tensor:
+        """Teacher-forced logits (N, K) of the N positions of target_ids (B, T) that are not -100, row after row.
+
+        A loss needs no others, and the vocabulary makes them the widest tensor of a step.
+        """
+        return self._logits(self._target_states(memory, target_ids)[target_ids != -100])
+
+    def _target_states(self, memory: Memory, target_ids: torch.Tensor) -> torch.Tensor:
+        """Decoder output (B, T, D)."""
         config = self.text.config
         inputs = shift_tokens_right(target_ids, config.pad_token_id, config.decoder_start_token_id)
         out = self.core.decoder(
             input_ids=inputs, encoder_hidden_states=memory.hidden, encoder_attention_mask=memory.mask, use_cache=False
         )
-        return self._logits(out.last_hidden_state)
+        return out.last_hidden_state
 
     def generate(self, memory: Memory, decoding: Decoding) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Token ids (B, <= max_tokens), right-padded, and the sequence scores (B,) of a beam search."""

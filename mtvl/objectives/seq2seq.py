@@ -14,6 +14,13 @@ def token_losses(logits: torch.Tensor, target_ids: torch.Tensor) -> torch.Tensor
     return flat.view_as(target_ids)
 
 
+def label_losses(logits: torch.Tensor, target_ids: torch.Tensor) -> torch.Tensor:
+    """`token_losses` (B, T) from the logits (N, K) of the positions of target_ids (B, T) that are not -100 alone."""
+    labels = target_ids != -100
+    flat = nn.functional.cross_entropy(logits.float(), target_ids[labels], reduction="none")
+    return torch.zeros(target_ids.shape, dtype=flat.dtype, device=flat.device).masked_scatter(labels, flat)
+
+
 def sample_losses(losses: torch.Tensor, target_ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Mean over a row's target tokens, times its soft weight -> (B,).
 

@@ -60,6 +60,16 @@ def rows_of(batch: Batch, rows: slice) -> Batch:
     return replace(batch, uids=batch.uids[rows], **tensors)
 
 
+def test_logits_of_labels_are_those_of_all_positions(build: Callable[..., Any], make_batch: MakeBatch) -> None:
+    backbone, batch = build(), make_batch()
+    assert bool((batch.target_ids == -100).any())
+    with torch.no_grad():
+        memory = backbone.encode(batch)
+        found = backbone.label_logits(memory, batch.target_ids)
+        assert difference(found, backbone.decode(memory, batch.target_ids)[batch.target_ids != -100]) < 1e-12
+        assert backbone.label_logits(memory, torch.full_like(batch.target_ids, -100)).shape == (0, found.shape[1])
+
+
 def test_the_site_table_covers_the_parameters(build: Callable[..., Any]) -> None:
     backbone = build()
     sites = backbone.sites()

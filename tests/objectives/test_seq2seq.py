@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from mtvl.objectives.seq2seq import loss_sum, sample_losses, token_losses
+from mtvl.objectives.seq2seq import label_losses, loss_sum, sample_losses, token_losses
 
 # float32 inside, values up to 6: measured worst case 2.1e-7
 TOLERANCE = 1e-6
@@ -38,6 +38,17 @@ def test_token_losses(logits: torch.Tensor) -> None:
     assert losses.shape == TARGETS.shape and losses.dtype == torch.float32
     assert losses.tolist() == [pytest.approx(row, abs=TOLERANCE) for row in by_hand(logits)]
     assert bool((losses[TARGETS == IGNORED] == 0).all())
+
+
+def test_losses_of_label_positions_are_the_same_bits(logits: torch.Tensor) -> None:
+    whole, picked = (logits.clone().requires_grad_() for _ in range(2))
+    expected, found = token_losses(whole, TARGETS), label_losses(picked[TARGETS != IGNORED], TARGETS)
+    assert torch.equal(found, expected)
+    for losses in (expected, found):
+        (losses.sum(1) * WEIGHTS).sum().backward()
+    assert torch.equal(whole.grad, picked.grad)
+    nothing = label_losses(picked[TARGETS == 99], torch.full_like(TARGETS, IGNORED))
+    assert nothing.shape == TARGETS.shape and float(nothing.detach().sum()) == 0.0
 
 
 def test_equal_logits_cost_the_logarithm_of_the_vocabulary() -> None:

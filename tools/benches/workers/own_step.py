@@ -8,10 +8,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benches.workers.protocol import Step, claim_output, serve  # noqa: E402
+
+ANSWERS = claim_output() if __name__ == "__main__" else sys.stdout
+
 import deepspeed  # noqa: E402, F401  # before memory is counted
 import torch  # noqa: E402
 
-from benches.workers.protocol import Step, serve  # noqa: E402
 from mtvl.backbones.clip_config import BUNDLED  # noqa: E402
 from mtvl.cli import DEFAULT_RECIPE  # noqa: E402
 from mtvl.config import load_run_config  # noqa: E402
@@ -46,4 +49,4 @@ def prepare() -> tuple[Step, str]:
 
 
 if __name__ == "__main__":
-    serve(prepare)
+    serve(prepare, ANSWERS)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 Step = Callable[[], object]
 
@@ -29,14 +30,19 @@ def forget_peak() -> None:
         reset.write_text("5")
 
 
-def serve(prepare: Callable[[], tuple[Step, str]]) -> None:
+def claim_output() -> TextIO:
+    """Keep standard output for answers: what is printed from now on goes to standard error. Libraries print on import."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+def serve(prepare: Callable[[], tuple[Step, str]], answers: TextIO) -> None:
     """Answer every line of standard input with a JSON line: seconds of one step and its peak memory in MiB.
 
     Memory is counted from after the imports, so weights, gradients, optimizer state and activations are in it and
-    libraries are not. `prepare` returns the step and a note; what libraries print goes to standard error.
+    libraries are not. `prepare` returns the step and a note, `answers` is what `claim_output` gave.
     """
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
     imported = resident()
     step, note = prepare()
     step()

@@ -12,11 +12,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benches.workers.protocol import Step, claim_output, serve  # noqa: E402
+
+ANSWERS = claim_output() if __name__ == "__main__" else sys.stdout
+
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from torch import nn  # noqa: E402
-
-from benches.workers.protocol import Step, serve  # noqa: E402
 
 SIDE = sys.argv[1] if __name__ == "__main__" else ""
 if SIDE == "peft":
@@ -71,4 +73,4 @@ def prepare() -> tuple[Step, str]:
 
 
 if __name__ == "__main__":
-    serve(prepare)
+    serve(prepare, ANSWERS)
