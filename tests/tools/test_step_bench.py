@@ -18,7 +18,9 @@ from mtvl.errors import MtvlError  # noqa: E402
 WORKER = """
 import sys, time
 sys.path.insert(0, {tools!r})
-from benches.workers.protocol import serve
+from benches.workers.protocol import claim_output, serve
+answers = claim_output()
+print("noise of a library on import")
 def prepare():
     print("noise of a library")
     kept = b"k" * ({kept} * 2**20)  # zeros would not be resident
@@ -26,7 +28,7 @@ def prepare():
         time.sleep({seconds})
         return b"s" * (32 * 2**20)
     return step, "{kept} MiB kept"
-serve(prepare)
+serve(prepare, answers)
 """
 
 
@@ -44,6 +46,13 @@ def test_time_memory_and_notes_of_processes(tmp_path: Path) -> None:
     assert slow_memory.median > fast_memory.median and fast_memory.rounds == 2
     # The step's own 32 MiB are gone when it has ended, and are in the peak all the same.
     assert 60 < fast_memory.median < 90
+
+
+@pytest.mark.parametrize("script", ["own_step.py", "stock_step.py"])
+def test_workers_keep_their_output_before_they_import_libraries(script: str) -> None:
+    lines = (TOOLS / "benches" / "workers" / script).read_text().splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith(("import deepspeed", "import torch")))
+    assert lines.index("ANSWERS = claim_output() if __name__ == \"__main__\" else sys.stdout") < first
 
 
 def test_peak_starts_anew() -> None:
