@@ -66,9 +66,10 @@ def _child(
     """Runs in the process of one recipe: everything that is printed goes to `log`."""
     from recipe_checks.smoke import smoke
 
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    output = log.open("w", buffering=1)  # a line at a time: a process that dies must not take them along
+    for descriptor in (1, 2):
+        os.dup2(output.fileno(), descriptor)
+    sys.stdout = sys.stderr = output
     try:
         outcome = smoke(header, root, folder, steps=steps, changes=changes)
         sender.send((outcome.line(), list(outcome.faults)))
@@ -76,7 +77,6 @@ def _child(
         sender.send((f"FAIL {header.name}", [str(error)]))
     except BaseException:
         traceback.print_exc()
-        sys.stderr.flush()
         os._exit(1)
 
 

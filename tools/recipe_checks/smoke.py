@@ -122,7 +122,8 @@ def split_by_fate(run: Run, records: Sequence[Mapping[str, Any]]) -> dict[str, s
     """Names of all tensors: "active" ones have to move, "idle" ones belong to what took no part, "free" ones may do
     either, the rest is "frozen".
 
-    Free is what is zero and had one step only: behind a projection that starts at zero it gets no gradient in its first.
+    Free is what is zero still and stands before projections that have had one step only: they start at zero, and in
+    their first step nothing gets a gradient through them. A task's own projections wait for that task's steps.
     """
     kinds = {task: kind_owner("frame" if is_on_videos(run, task) else "grid") for task in run.config.tasks}
     steps: Counter[str | None] = Counter()
@@ -131,7 +132,8 @@ def split_by_fate(run: Run, records: Sequence[Mapping[str, Any]]) -> dict[str, s
         steps.update({None, *tasks, *(kinds[task] for task in tasks)})
     owners, trained = run.model.tasks_of_parameters(), run.model.trainable()
     idle = {name for name, owner in owners.items() if not steps[owner]}
-    free = {name for name, owner in owners.items() if steps[owner] == 1 and not trained[name].any()}
+    first = run.model.plan.is_task_private and max(steps[task] for task in run.config.tasks) == 1
+    free = {n for n, owner in owners.items() if (first or steps[owner] == 1) and n not in idle and not trained[n].any()}
     everything = set(dict(run.model.named_parameters())) | set(dict(run.model.named_buffers()))
     return {"active": set(owners) - idle - free, "idle": idle, "free": free, "frozen": everything - set(owners)}
 
