@@ -168,11 +168,9 @@ def wrapped(text: str, font: Any, width: int) -> list[str]:
         if line:
             lines.append(line)
         while font.getlength(word) > width:
-            fits = max(1, next(n for n in range(len(word), 0, -1) if n == 1 or font.getlength(word[:n]) <= width))
+            fits = next(n for n in range(len(word), 0, -1) if n == 1 or font.getlength(word[:n]) <= width)
             lines.append(word[:fits])
             word = word[fits:]
-            if not word:
-                break
         line = word
     return [*lines, line] if line else lines
 
