@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import html
 import io
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -102,7 +102,6 @@ def fitted(picture: Image.Image, width: int, height: int) -> Image.Image:
 # ---- one picture --------------------------------------------------------------------------------------------------
 
 _MARGIN, _COLUMN, _PICTURES, _ROW = 16, 300, 256, 17  # pixels
-_CHARACTERS = 46  # of a line in a column
 
 
 def sheet(title: str, notes: Sequence[str], groups: Sequence[Group], columns: int = 4) -> Image.Image:
@@ -116,14 +115,14 @@ def sheet(title: str, notes: Sequence[str], groups: Sequence[Group], columns: in
         tiles = [_tile(card, width) for card in group.cards]
         blocks.append((group.title, [tiles[i : i + across] for i in range(0, len(tiles), across)]))
     total = columns * (_COLUMN + _MARGIN) + _MARGIN
-    wrapped = [line for note in notes for line in textwrap.wrap(note, total // 8)]
-    height = _MARGIN + 32 + _ROW * len(wrapped)
+    lines = [line for note in notes for line in wrapped(note, font, total - 2 * _MARGIN)]
+    height = _MARGIN + 32 + _ROW * len(lines)
     height += sum(40 + sum(max(t.height for t in row) + _MARGIN for row in rows) for _, rows in blocks)
     canvas = Image.new("RGB", (total, height), "white")
     draw, top = ImageDraw.Draw(canvas), _MARGIN
     draw.text((_MARGIN, top), title, fill=_INK, font=big)
     top += 32
-    for line in wrapped:
+    for line in lines:
         draw.text((_MARGIN, top), line, fill=_GREY, font=font)
         top += _ROW
     for name, rows in blocks:
@@ -142,8 +141,7 @@ def _tile(card: Card, width: int) -> Image.Image:
     font, colour = ImageFont.load_default(14), RIGHT if card.is_right else WRONG
     lines = []
     for name, text in card.lines:
-        pieces = textwrap.wrap(f"{name}: {text}", _CHARACTERS * width // _COLUMN) or [f"{name}:"]
-        lines += [(piece, colour if name == "answer" else _INK) for piece in pieces]
+        lines += [(piece, colour if name == "answer" else _INK) for piece in wrapped(f"{name}: {text}", font, width)]
     room = (width - 4 * (len(card.pictures) - 1)) // max(1, len(card.pictures))
     pictures = [fitted(picture, room, _PICTURES) for picture in card.pictures]
     pictures = [_enlarged(p, room) for p in pictures]
@@ -157,6 +155,24 @@ def _tile(card: Card, width: int) -> Image.Image:
     for number, (line, ink) in enumerate(lines):
         draw.text((0, tall + 8 + _ROW * number), line, fill=ink, font=font)
     return tile
+
+
+def wrapped(text: str, font: Any, width: int) -> list[str]:
+    """`text` as lines of at most `width` pixels; a word that is longer than a line is cut."""
+    lines, line = [], ""
+    for word in text.split():
+        longer = f"{line} {word}" if line else word
+        if font.getlength(longer) <= width:
+            line = longer
+            continue
+        if line:
+            lines.append(line)
+        while font.getlength(word) > width:
+            fits = next(n for n in range(len(word), 0, -1) if n == 1 or font.getlength(word[:n]) <= width)
+            lines.append(word[:fits])
+            word = word[fits:]
+        line = word
+    return [*lines, line] if line else lines
 
 
 def _enlarged(picture: Image.Image, room: int) -> Image.Image:

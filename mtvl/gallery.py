@@ -164,7 +164,7 @@ def make_card(
     lines = [
         ("item", example.uid),
         ("asked", _short("".join(own_text)) or "(a caption)"),
-        ("answer", _short(f"{prediction.text}: {own[prediction.text]}" if own else prediction.text)),
+        ("answer", _short(f"{prediction.text}: {own[prediction.text]}" if own else prediction.text) or "(nothing)"),
         ("truth", _short(" | ".join(t.text if t.weight == 1 else f"{t.text} ({t.weight:g})" for t in truths))),
         ("score", f"{scores.per_item[example.uid]:.0f}"),
     ]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from PIL import Image
+from PIL import Image, ImageFont
 
-from mtvl.cards import RIGHT, WRONG
+from mtvl.cards import RIGHT, WRONG, wrapped
 from mtvl.cli import main, run_gallery
 from mtvl.config import DataConfig, EvaluateConfig, RunConfig, to_plain
 from mtvl.errors import CheckpointError, ConfigError, DataError
@@ -178,3 +178,12 @@ def test_what_is_missing_is_named(run: Path, tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "data/colours/pictures/lime.png").unlink()
     assert main(["gallery", str(run), "--task", "colours"]) == 2
     assert "lime" in capsys.readouterr().err
+
+
+def test_lines_fit_into_their_columns() -> None:
+    font = ImageFont.load_default(14)
+    text = f"both images contain the same number of {'m' * 90} objects iiiii"
+    lines = wrapped(text, font, 120)
+    assert all(0 < font.getlength(line) <= 120 for line in lines) and len(lines) > 8
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+    assert wrapped("m", font, 1) == ["m"] and wrapped("", font, 50) == []
