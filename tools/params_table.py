@@ -22,6 +22,7 @@ from mtvl.backbones.clip_config import bundled_folder
 from mtvl.config import RunConfig, parse_section
 from mtvl.model import make_method, make_plan
 from mtvl.petl.plan import Plan
+from mtvl.sites import Site
 
 IMAGE_TASKS = ("vqa", "gqa", "nlvr2", "coco")
 VIDEO_TASKS = ("tvqa", "how2qa", "tvc", "yc2c")
@@ -192,11 +193,22 @@ def available_rows() -> list[Row]:
     return [row for row in ROWS if row.section.get("weights", "") not in absent]
 
 
+def blip_sites(config: BlipConfig) -> tuple[Site, ...]:
+    """The places of one model, built once however many rows ask."""
+    key = (config.kind, config.preset, config.image_size)
+    if key not in _BLIP_SITES:
+        _BLIP_SITES[key] = tuple(Blip.build(config, meta=True).sites())
+    return _BLIP_SITES[key]
+
+
+_BLIP_SITES: dict[tuple[str, str, int], tuple[Site, ...]] = {}
+
+
 def plan_of(row: Row) -> Plan:
     """The plan of a row, from shapes."""
     if row.section["name"] == "blip":
-        backbone = Blip.build(parse_section(BlipConfig, row.section, "backbone"), meta=True)
-        return make_method(row.petl, paper_compat=row.paper_compat).plan(backbone.sites(), row.tasks)
+        sites = blip_sites(parse_section(BlipConfig, row.section, "backbone"))
+        return make_method(row.petl, paper_compat=row.paper_compat).plan(list(sites), row.tasks)
     return make_plan(RunConfig(tasks=row.tasks, backbone=row.section, petl=row.petl, paper_compat=row.paper_compat))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -15,6 +16,7 @@ from mtvl.sites import Site
 
 SHARED = "shared"  # name of the one module that serves all tasks
 COMMON = "common.adapter"  # where in a backbone the modules stand that several sites use
+_NUMBER = re.compile(r"(?<![w\d])\d+")  # of a layer in the name of a common module; a width is written as w768
 
 
 def is_attribute(name: str) -> bool:
@@ -181,7 +183,8 @@ class Plan:
             cell[1] += parameters
 
         for common in self.common:
-            count("add", common.stack, "common", f"{common.name}: {_parts_text(common.parts)}", common.count)
+            label = _NUMBER.sub("*", common.name)  # modules of single layers that are alike make one row
+            count("add", common.stack, "common", f"{label}: {_parts_text(common.parts)}", common.count)
         for injection in self.injections:
             site = injection.site
             count("add", site.stack, site.kind, _parts_text(injection.parts), injection.count)

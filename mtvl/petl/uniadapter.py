@@ -99,7 +99,7 @@ class UniBlock(nn.Module):
         out = states.output
         for modality, x in asked:
             if modality in self.table:
-                out = out + self.scale * self.delta(x, modality)
+                out = torch.add(out, self.delta(x, modality), alpha=self.scale)
         return out, states.side
 
 

@@ -350,4 +350,4 @@ def side_name(site: Site) -> str:
 
 def pair_name(half: str, group: str, width: int) -> str:
     """One matrix of a pair."""
-    return f"{half}_{group}_{width}"
+    return f"{half}_{group}_w{width}"

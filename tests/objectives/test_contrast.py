@@ -61,7 +61,7 @@ def test_the_temperature_stays_in_its_range() -> None:
     for value, kept in ((0.9, 0.5), (-1.0, 0.001), (0.2, 0.2)):
         temperature = torch.nn.Parameter(torch.tensor(value))
         clamp_temperature(temperature)
-        assert float(temperature) == pytest.approx(kept)
+        assert temperature.item() == pytest.approx(kept)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 1e-4])

@@ -148,7 +148,7 @@ def test_a_tower_of_another_width_has_banks_of_its_own() -> None:
     everything(model.backbone)
     model = adapt(build(vision={"width": 48, "layers": 3}), {"name": "unitrans", "rank": 3})
     pairs = {n.split(".")[2] for n in model.plan.owners() if ".pair." in n}
-    assert pairs == {"down_all_48", "up_all_48", "down_all_32", "up_all_32", "down_decoder_32", "up_decoder_32"}
+    assert pairs == {"down_all_w48", "up_all_w48", "down_all_w32", "up_all_w32", "down_decoder_w32", "up_decoder_w32"}
     everything(model.backbone)
 
 
@@ -231,3 +231,14 @@ def test_backbones_without_blocks_or_heads_are_refused_with_a_way_on(
     with pytest.raises(PlanError, match=instead):
         make_method({"name": name}).plan(sites, ("a",))
     assert name in METHODS
+
+
+def test_a_plan_of_many_common_modules_prints_few_rows() -> None:
+    for section in ({"name": "unitrans", "rank": 3}, {"name": "uniadapter", "bottleneck": 4}):
+        plan = adapt(build(), section).plan
+        table = plan.table()
+        assert len(table.splitlines()) < 45 and f"trainable {plan.num_trainable:,}" in table
+        assert (
+            sum(int(line.split()[4].replace(",", "")) for line in table.splitlines() if line.startswith("add "))
+            == plan.num_added
+        )
