@@ -111,8 +111,8 @@ class Loader:
             for side in ("source", "target"):
                 share = counts[f"{side}_padding"]
                 if share > _MUCH_PADDING:
-                    warnings.append(f"{name}: {share:.0%} of the {side} cells are padding; a smaller "
-                                    "'train.micro_batch' or limit would save work")  # fmt: skip
+                    warnings.append(f"{name}: {share:.0%} of the {side} cells are padding; 'mixture.bucket' "
+                                    "above 1 or a lower limit would save work")  # fmt: skip
             if counts["cut_keep"]:
                 warnings.append(f"{name}: {counts['cut_keep']:.0f} of {counts['rows']:.0f} sources lost tokens of "
                                 "segments that should be kept; raise 'limits.source_tokens'")  # fmt: skip

@@ -302,7 +302,10 @@ def carry_out(run: Run, resume: str = "auto") -> RunResult:
     write_done(folder, steps, run.metrics)
     shares = ", ".join(f"{task} {share:.1%}" for task, share in run.shares.items())
     run.say(f"samples seen per task: {json.dumps(run.seen)}; asked shares of the slots: {shares}")
-    for warning in run.loader.stats()["warnings"]:
+    stats = run.loader.stats()
+    padding = (f"{t} {c['source_padding']:.0%} {c['target_padding']:.0%}" for t, c in sorted(stats["tasks"].items()))
+    run.say(f"padding of sources and targets: {', '.join(padding)}")
+    for warning in stats["warnings"]:
         run.say(f"note: {warning}")
     run.say(f"export in {folder / 'export'}")
     return RunResult(0, steps, run.metrics)
