@@ -10,7 +10,7 @@ from torch import nn
 
 from mtvl.errors import ConfigError, PlanError, near_names
 from mtvl.petl.plan import Common, Injection, Part, Plan
-from mtvl.petl.select import MethodConfig, in_layers, layers_option
+from mtvl.petl.select import MethodConfig, in_layers, layers_option, of_kinds
 from mtvl.petl.share import ActiveTask, Shapes, TaskBank, check_whole, parts_over_tasks
 from mtvl.sites import BlockStates, Site
 
@@ -29,7 +29,8 @@ class VcraConfig(MethodConfig):
     pair of its own. `freeze_pair`: the pair stays as drawn from `pair_seed`, the vectors alone are trained. `tie_values`:
     keys and values have one set of vectors. `learn_scale`: a factor for each set, in place of `scale`.
     `side` adds the side network of queries, which starts from zero or from its input ("text"); `activation` and
-    `orientation` of it are the paper's open readings. `train_heads` as in uniadapter. `share` (all or none) is over tasks.
+    `orientation` of it are the paper's open readings. `train_heads` as in uniadapter; norms and the visual embedding, where
+    a backbone has one, as in the other methods. `share` (all or none) is over tasks.
     """
 
     name: str = "vcra"
@@ -45,6 +46,8 @@ class VcraConfig(MethodConfig):
     activation: str = "gelu"
     orientation: str = "as_attention"
     train_heads: bool = True
+    train_norms: bool = False
+    train_visual: bool = True
     share: str = "all"
 
 
@@ -230,7 +233,10 @@ class Vcra:
             name = side_name(site)
             common[name] = Common(name, site.stack, self._over_tasks(("side",), shapes, tasks))
             injections.append(Injection(site, ()))
-        unfrozen = tuple(s for s in sites if s.kind == "head" and config.train_heads)
+        unfrozen = of_kinds(
+            chosen, norms=config.train_norms, visual=config.train_visual, paper_compat=self.paper_compat
+        )
+        unfrozen += tuple(s for s in sites if s.kind == "head" and config.train_heads)
         return Plan(
             config.name,
             self._options(),
