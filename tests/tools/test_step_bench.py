@@ -52,7 +52,7 @@ def test_time_memory_and_notes_of_processes(tmp_path: Path) -> None:
 def test_workers_keep_their_output_before_they_import_libraries(script: str) -> None:
     lines = (TOOLS / "benches" / "workers" / script).read_text().splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith(("import deepspeed", "import torch")))
-    assert lines.index("ANSWERS = claim_output() if __name__ == \"__main__\" else sys.stdout") < first
+    assert lines.index('ANSWERS = claim_output() if __name__ == "__main__" else sys.stdout') < first
 
 
 def test_peak_starts_anew() -> None:
