@@ -17,20 +17,18 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.bart.modeling_bart import shift_tokens_right
 
 from mtvl.backbones.clip_config import (
-    STORED,
     VISUAL_KINDS,
     ClipConfig,
     bundle_settings,
     bundled_folder,
     feature_widths,
-    frame_tower_name,
     readable,
-    tower_name,
 )
+from mtvl.backbones.configured_tower import configured_tower, trained_tower
 from mtvl.backbones.decoding import SearchSettings, beam, greedy
-from mtvl.backbones.frame_tower import FRAME_TOWERS, FrameTower
+from mtvl.backbones.frame_tower import FrameTower
 from mtvl.backbones.tokenizers import TextTokenizer
-from mtvl.backbones.towers import TOWERS, GridTower, PackagedTower
+from mtvl.backbones.towers import GridTower
 from mtvl.backbones.visual import VisualEmbedding
 from mtvl.errors import CheckpointError, ConfigError
 from mtvl.sites import Site
@@ -147,7 +145,7 @@ class ClipSeq2Seq(nn.Module):
         if meta:
             with torch.device("meta"):
                 model = cls(config, text, widths)
-                model.visual_tower = model._trained_tower(meta=True)
+                model.visual_tower = trained_tower(config, widths, meta=True)
             return model
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.init_seed)  # rows and projections that no checkpoint holds
@@ -156,25 +154,8 @@ class ClipSeq2Seq(nn.Module):
             model._load_bundle(folder)
         elif config.weights:
             model._load_public(config.weights)
-        model.visual_tower = model._trained_tower()
+        model.visual_tower = trained_tower(config, widths)
         return model
-
-    def _trained_tower(self, *, meta: bool = False) -> GridTower | None:
-        """The tower that is trained as a part of this model; None without `train_tower`."""
-        if not self.config.train_tower:
-            return None
-        if "grid" not in self.widths:
-            raise ConfigError(
-                "'backbone.train_tower' trains the tower of pictures, and no task of this run has pictures"
-            )
-        if meta and tower_name(self.config) != STORED:
-            return GridTower(tower_name(self.config))
-        tower = self.tower("grid")
-        if not isinstance(tower, GridTower):
-            raise ConfigError(
-                f"'backbone.train_tower' needs a tower, 'backbone.tower' is {STORED!r}: all features are files"
-            )
-        return tower
 
     def _tables(self) -> set[str]:
         """Names of the language model's tensors that have a row for each token."""
@@ -241,39 +222,12 @@ class ClipSeq2Seq(nn.Module):
 
     def tower(self, kind: str = "grid") -> GridTower | FrameTower | Any | None:
         """The frozen visual tower for one kind of features, as configured; None where all features are stored ones."""
-        settings, folder = self.config, bundled_folder(self.config.weights)
         if kind == "grid" and self.visual_tower is not None:
             raise ConfigError(
                 "the tower is trained with the model ('backbone.train_tower'): its features change with every step, so none "
                 "can be computed ahead or stored"
             )
-        key, option, towers = (
-            ("tower", "feature_width", TOWERS) if kind == "grid" else ("frame_tower", "frame_width", FRAME_TOWERS)
-        )
-        name = tower_name(settings) if kind == "grid" else frame_tower_name(settings)
-        configured, weights = getattr(settings, key), getattr(settings, f"{key}_weights")
-        if name == STORED:
-            return None
-        sizes = towers[name]  # type: ignore[index]
-        width = sizes.grid[1]
-        if kind in self.widths and width != self.widths[kind]:
-            raise ConfigError(f"'backbone.{option}' is {self.widths[kind]}, the tower {name} gives {width}")
-        if isinstance(sizes, PackagedTower):
-            if weights:
-                raise ConfigError(f"'backbone.{key}_weights' is {weights}, the tower {name} has the weights of its package; "
-                                  "leave the key empty")  # fmt: skip
-            with torch.random.fork_rng(devices=[]):  # its layers are drawn before they are filled
-                return sizes.build()
-        if not weights and folder is not None and not configured:
-            weights = str(folder / f"{key}.safetensors")
-        if not weights and settings.weights:
-            raise ConfigError(
-                f"'backbone.weights' is {settings.weights} but 'backbone.{key}_weights' is empty: the tower {name} would "
-                "be random; give a safetensors file or an open_clip tag such as openai"
-            )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.init_seed)  # a random tower must be the same on all ranks and in evaluation
-            return GridTower(name, weights) if kind == "grid" else FrameTower(name, weights)
+        return configured_tower(self.config, kind, self.widths.get(kind))
 
     # ---- what methods see ---------------------------------------------------------------------------------------
 

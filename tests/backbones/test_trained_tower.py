@@ -105,8 +105,11 @@ def test_the_tower_has_a_rate_and_a_decay_of_its_own(tiny_config) -> None:
         decay = 0.5 if parameter.ndim > 1 and name not in tower else 0.0
         expected = before[name] - (0.005 if name in tower else 0.05) * (1 + decay * before[name])
         assert torch.allclose(parameter, expected, atol=1e-6), name
-    inherited = build_optimizer(model.trainable(), groups, OptimConfig(name="sgd", lr=0.1, weight_decay=0.5))
-    assert {g["weight_decay"] for g in inherited.param_groups} == {0.0, 0.5} and not inherited.scales
+    plain = OptimConfig(name="sgd", lr=0.1, weight_decay=0.5)
+    inherited = parameter_groups(model.trainable(), owners, plain, tower=tower)
+    assert {g.scale for g in inherited} == {1.0}
+    optimizer = build_optimizer(model.trainable(), inherited, plain)
+    assert {g["weight_decay"] for g in optimizer.param_groups} == {0.0, 0.5}
 
 
 def test_pictures_are_read_as_pixels(tmp_path: Path) -> None:

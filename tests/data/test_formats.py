@@ -64,6 +64,9 @@ SOUND: dict[str, dict[str, Any]] = {
         "subtitles": {"vid_name": "v1", "sub": [{"text": " Ann : Run!", "start": 1, "end": 2.5}]},
     },
     "msrvtt_qa": {"rows": [{"id": 5, "video_id": 6513, "question": "What runs?", "answer": "dog", "category_id": 3}]},
+    "vg_regions": {
+        "rows": [{"id": 1, "regions": [{"region_id": 11, "image_id": 1, "phrase": "a red door", "x": 2, "y": 3}]}]
+    },
     "own_table": {"rows": {"id": "a", "picture": "a.jpg", "text": "What is it?", "answers": ["a cat", "cat"]}},
 }
 FIELDS = [
@@ -84,6 +87,8 @@ FIELDS = [
     ("value_captions", "line 1", ("rows",), ("clip_id", "vid_name", "descs")),
     ("value_captions", "line 1.descs[1]", ("rows", "descs", 1), ("desc",)),
     ("msrvtt_qa", "[0]", ("rows", 0), ("id", "video_id", "question")),
+    ("vg_regions", "[0]", ("rows", 0), ("id", "regions")),
+    ("vg_regions", "[0].regions[0]", ("rows", 0, "regions", 0), ("region_id", "phrase")),
     ("own_table", "line 1", ("rows",), ("id", "picture", "text", "answers")),
 ]
 # What may be left out because it stands in another place: the annotations, or (in the Flickr files) imgid.
