@@ -19,6 +19,7 @@ from mtvl.types import Decoding
 
 ROWS, TOKENS = 16, 56
 DECODING = Decoding(num_beams=5, max_tokens=20, no_repeat_ngram=3)
+EOS_PUSH = 0.5
 OURS, THEIRS = "beam 5", "transformers generate"
 
 
@@ -34,8 +35,8 @@ def measure_backbone(backbone: ClipBart, rounds: int, rows: int = ROWS) -> list[
     generator = torch.Generator().manual_seed(0)
     width = int(backbone.bart.config.d_model)
     memory = Memory(torch.randn(rows, TOKENS, width, generator=generator), torch.ones(rows, TOKENS, dtype=torch.bool))
-    # Random weights would never end a sentence: captions of different lengths, as trained weights write them.
-    backbone.bart.final_logits_bias[0, backbone.bart.config.eos_token_id] = 1.0
+    # Random weights hardly ever end a sentence, and with a larger push end all at once; this one ends some early.
+    backbone.bart.final_logits_bias[0, backbone.bart.config.eos_token_id] = EOS_PUSH
     sides: dict[str, Callable[[], torch.Tensor]] = {
         THEIRS: partial(theirs, backbone, memory),
         OURS: partial(ours, backbone, memory),
