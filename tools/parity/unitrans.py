@@ -93,7 +93,7 @@ def check_vcra(case: Case, report: Report) -> None:
     changes = {}
     for projection in ("q", "k", "v"):
         change = SharedChange(pair, vectors["q" if projection == "q" else "kv"], 1.0)
-        wrapped = AdaptedLinear.wrap(attention.get_submodule(projection), change)  # type: ignore[arg-type]
+        wrapped = AdaptedLinear.wrap(attention.get_submodule(projection), change, ActiveTask(("shared",)))  # type: ignore[arg-type]
         setattr(attention, projection, wrapped)
         changes[projection] = change
     report.equal("parameters of the pair", sum(p.numel() for m in pair for p in m.parameters()),
