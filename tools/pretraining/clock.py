@@ -15,7 +15,7 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """Time spent so far, earlier sessions included."""
+        """Time spent so far, also before the run was resumed."""
         return time.time() - self.start
 
     def resume(self, step: int, seconds: float) -> None:
