@@ -41,6 +41,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "prefix": {"name": "prefix", "length": 3, "share": "none"},
     "lora": {"name": "lora", "rank": 3, "dropout": 0.0, "share": "down"},
     "ia3": {"name": "ia3", "share": "none"},
+    "vcra": {"name": "vcra", "rank": 3, "share": "none"},
     # on CLIP-T5, whose table of positions is used outside the attention that holds it
     "t5_adapter": {"name": "adapter", "bottleneck": 4, "share": "none"},
     "t5_prefix": {"name": "prefix", "length": 3, "share": "none"},

