@@ -62,8 +62,14 @@ def test_it_trains_as_in_plain_pytorch(
     cell = results[ranks][f"{method}-{stage}"]
     assert cell["same_names"] and cell["private"] > 0
     assert cell["loss"] < LOSS and cell["parameters"] < PARAMETERS
-    stood = [s for s in cell["active_stood"] if method != "vcra" or not (s.startswith("step 0:") and s.endswith(".a"))]
-    assert cell["idle_moved"] == [] and stood == []  # vcra starts at zero: its first vectors wait for the second ones
+    stood = [s for s in cell["active_stood"] if method != "vcra" or not in_first_step(s)]
+    assert cell["idle_moved"] == [] and stood == []  # vcra's change starts at zero: one factor waits for the other
+
+
+def in_first_step(text: str) -> bool:
+    """Whether a part that stood still did so in the first step of its task (`STEPS` of method_cells.py)."""
+    first = {"vqa": 0, "gqa": 0, "coco": 1}
+    return any(text.startswith(f"step {step}:") and f".{task}." in text for task, step in first.items())
 
 
 def test_every_method_with_private_parts_is_here(tiny_config: Callable[..., RunConfig]) -> None:
