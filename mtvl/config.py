@@ -299,7 +299,8 @@ def _check_numbers(config: RunConfig) -> None:
     positive = {
         "train.steps": config.train.steps, "train.global_batch": config.train.global_batch,
         "train.micro_batch": config.train.micro_batch, "mixture.slots": config.mixture.slots,
-        "mixture.block": config.mixture.block, "mixture.temperature": config.mixture.temperature,
+        "mixture.block": config.mixture.block, "mixture.bucket": config.mixture.bucket,
+        "mixture.temperature": config.mixture.temperature,
         "data.frame_seconds": config.data.frame_seconds, "optim.lr": config.optim.lr, "evaluate.batch": config.evaluate.batch,
         "checkpoint.keep_last": config.checkpoint.keep_last, "train.log_every": config.train.log_every,
         "checkpoint.every_steps": config.checkpoint.every_steps, "evaluate.bootstrap": config.evaluate.bootstrap,
