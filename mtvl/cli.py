@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from mtvl.config import load_run_config
 from mtvl.errors import ConfigError, MtvlError, near_names
@@ -240,16 +241,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = error.code if isinstance(error.code, int) else 2
     except BaseException:
         traceback.print_exc()
-    return _finish(code)
-
-
-def _finish(code: int) -> int:
-    """End the process group, where there is one, so that no rank is left waiting."""
-    module = sys.modules.get("mtvl.engine")
-    if module is not None and "RANK" in os.environ:
-        module.finish(code)
     return code
 
 
+def program(arguments: Sequence[str] | None = None) -> NoReturn:
+    """`main` as a process of its own: also ends the process group, where there is one, so that no rank is left waiting."""
+    code = main(arguments)
+    module = sys.modules.get("mtvl.engine")
+    if module is not None and "RANK" in os.environ:
+        module.finish(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()
