@@ -13,6 +13,7 @@ import torch
 
 from mtvl import dist
 from mtvl.config import RunConfig
+from mtvl.engine.dropout import fast_dropout
 from mtvl.engine.masters import Masters, full_shape
 from mtvl.engine.process import start
 from mtvl.engine.settings import deepspeed_settings
@@ -126,9 +127,10 @@ class Engine:
         batch = batch.to(self.device)
         batch.features = batch.features.to(DTYPES[self.config.train.precision])
         cast(Any, self.module).set_task(batch.task)
-        loss = self.deepspeed(batch)
-        # DeepSpeed averages over ranks, and over micro-steps unless told not to; losses here are shares of a sum.
-        self.deepspeed.backward(loss.float() * dist.world_size(), scale_wrt_gas=False)
+        with fast_dropout(self.device):
+            loss = self.deepspeed(batch)
+            # DeepSpeed averages over ranks, and over micro-steps unless told not to; losses here are shares of a sum.
+            self.deepspeed.backward(loss.float() * dist.world_size(), scale_wrt_gas=False)
         self._window += 1
         if self._window < self.micro_steps and self.deepspeed.managed_gradient_accumulation():
             self.deepspeed.step()  # no boundary: only counts the micro-step

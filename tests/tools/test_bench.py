@@ -79,8 +79,8 @@ def test_sides_take_turns_and_the_first_turn_is_not_counted() -> None:
         return run
 
     values = interleaved("turns", {"a": side("a"), "b": side("b")}, 2)
-    assert "".join(calls) == "ababab"
-    assert values == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
+    assert "".join(calls) == "abbaab"  # the second round backwards
+    assert values == {"a": [4.0, 5.0], "b": [3.0, 6.0]}
 
 
 def test_ratio_of_medians() -> None:

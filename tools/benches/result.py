@@ -25,12 +25,13 @@ class Result:
 def interleaved(name: str, sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """Values of every side, measured in turns, so that a machine that grows busy slows all sides alike.
 
+    Every second round goes backwards: what comes after a side that fills caches and memory is not always the same one.
     Every side runs once more before the first round, unmeasured: imports, caches and page faults belong to nobody.
     """
     progress = Progress(name, (rounds + 1) * len(sides))
     values: dict[str, list[float]] = {side: [] for side in sides}
     for turn in range(rounds + 1):
-        for i, (side, run) in enumerate(sides.items()):
+        for i, (side, run) in enumerate(list(sides.items())[:: -1 if turn % 2 else 1]):
             value = run()
             if turn:
                 values[side].append(value)
