@@ -39,7 +39,27 @@ def attention(
             attention_mask = nn.functional.pad(attention_mask, (added, 0), value=seen)
         if options.get("position_bias") is not None:
             options["position_bias"] = nn.functional.pad(options["position_bias"], (added, 0))
+    if query.device.type == "cpu" and options.get("dropout") and options.get("position_bias") is None:
+        return _attention_with_dropout(module, query, key, value, attention_mask, **options), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+
+
+def _attention_with_dropout(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None,
+    *, dropout: float, scaling: float | None = None, is_causal: bool | None = None, **_: Any,
+) -> torch.Tensor:  # fmt: skip
+    """Attention written out, (B, T, heads, d): CPUs have no fused kernel with dropout, and torch's own way around that
+    looks at every score once more for rows that attend to nothing. Such a row is the mean of all values here.
+    """
+    scores = torch.matmul(query * (query.shape[-1] ** -0.5 if scaling is None else scaling), key.transpose(-1, -2))
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if mask is None and is_causal and query.shape[2] > 1:
+        mask = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
+    if mask is not None:
+        lowest = torch.finfo(scores.dtype).min
+        scores = scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask
+    chances = nn.functional.dropout(scores.softmax(-1), dropout)
+    return torch.matmul(chances, value).transpose(1, 2)
 
 
 AttentionInterface.register(ATTENTION, attention)
