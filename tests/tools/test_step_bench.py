@@ -48,11 +48,25 @@ def test_time_memory_and_notes_of_processes(tmp_path: Path) -> None:
     assert 60 < fast_memory.median < 90
 
 
-@pytest.mark.parametrize("script", ["own_step.py", "stock_step.py"])
+@pytest.mark.parametrize("script", ["own_step.py", "stock_step.py", "matrix_product.py"])
 def test_workers_keep_their_output_before_they_import_libraries(script: str) -> None:
     lines = (TOOLS / "benches" / "workers" / script).read_text().splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith(("import deepspeed", "import torch")))
     assert lines.index('ANSWERS = claim_output() if __name__ == "__main__" else sys.stdout') < first
+
+
+def test_rates_stand_beside_the_peak(tmp_path: Path) -> None:
+    slow = tmp_path / "half.py"  # half of the operations of the product, and a product's time at least
+    slow.write_text(
+        (TOOLS / "benches/workers/matrix_product.py").read_text()
+        .replace("parents[2]", f"parents[0] / {str(TOOLS)!r}")
+        .replace("torch.mm(a, b)", "(torch.mm(a[:512], b), time.sleep(0.5))").replace("import sys", "import sys, time", 1)
+    )  # fmt: skip
+    commands = {"slow": [sys.executable, str(slow)], step.PEAK: step.command(step.PEAK)}
+    found = {result.name: result for result in step.measure_sides(commands, 1)}
+    assert set(found) == {"slow", "slow: peak memory", "slow: rate", "matrix product: rate"}
+    assert found["slow: rate"].median < 2 * 512 * 3072**2 / 0.5 / 1e9 < 25
+    assert found["slow: rate"].ratio < 1 and found["matrix product: rate"].ratio == 1
 
 
 def test_peak_starts_anew() -> None:

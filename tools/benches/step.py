@@ -19,6 +19,7 @@ from mtvl.errors import MtvlError
 
 WORKERS = Path(__file__).parent / "workers"
 BF16 = ("train.precision=bf16", "engine.file=ds_configs/zero2_bf16.json")
+PEAK = "matrix product"
 FULL, ADAPTER, ADAPTER_BF16 = "full", "single adapter", "single adapter, bf16"
 SIDES: dict[str, tuple[str, ...]] = {
     FULL: ("own_step.py", "full"),
@@ -28,6 +29,7 @@ SIDES: dict[str, tuple[str, ...]] = {
     "stock BART, nothing trained": ("stock_step.py", "frozen"),
     "peft LoRA r=128": ("stock_step.py", "peft"),
     "adapters": ("stock_step.py", "adapters"),
+    PEAK: ("matrix_product.py",),
 }
 ENVIRONMENTS = {"peft LoRA r=128": "MTVL_BENCH_PEFT", "adapters": "MTVL_BENCH_ADAPTERS"}
 
@@ -38,11 +40,13 @@ class Worker:
 
     command: list[str]
     note: str = ""
+    operations: float = 0.0  # of a step's matrix products
     mebibytes: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.note = str(self._read()["note"])
+        first = self._read()
+        self.note, self.operations = str(first["note"]), float(first.get("operations", 0))
 
     def _read(self) -> dict[str, float | str]:
         assert self.process.stdout is not None
@@ -83,12 +87,13 @@ def command(side: str) -> list[str]:
 
 
 def measure(rounds: int) -> list[Result]:
-    """Time and peak memory of one step, each against full fine-tuning in the same engine."""
+    """Time and peak memory of one step, each against full fine-tuning in the same engine, and how near its matrix
+    products come to the machine's peak in float32."""
     return measure_sides({side: found for side in SIDES if (found := command(side))}, rounds)
 
 
 def measure_sides(commands: dict[str, list[str]], rounds: int) -> list[Result]:
-    """The same for processes that speak the workers' protocol; the first is the baseline."""
+    """The same for processes that speak the workers' protocol; the first is the baseline. Rates need the side PEAK."""
     workers: dict[str, Worker] = {}
     try:
         for side, arguments in commands.items():
@@ -98,11 +103,18 @@ def measure_sides(commands: dict[str, list[str]], rounds: int) -> list[Result]:
         for worker in workers.values():
             worker.close()
     baseline = next(iter(workers))
-    memory = {side: worker.mebibytes[1:] for side, worker in workers.items()}
+    memory = {side: worker.mebibytes[1:] for side, worker in workers.items() if side != PEAK}
+    rates = {
+        f"{side}: rate": [worker.operations / t / 1e9 for t in values[side]]
+        for side, worker in workers.items()
+        if PEAK in workers and worker.operations and side != ADAPTER_BF16
+    }
+    values.pop(PEAK, None)
     notes = {side: worker.note for side, worker in workers.items()}
     return [
         *compare(values, "s", baseline=baseline, notes=notes),
         *compare(
             {f"{s}: peak memory": m for s, m in memory.items()}, "MiB", baseline=f"{baseline}: peak memory"
         ),
+        *compare(rates, "GFLOP/s", baseline=f"{PEAK}: rate"),
     ]  # fmt: skip

@@ -37,6 +37,18 @@ def claim_output() -> TextIO:
     return answers
 
 
+def count_operations(step: Step) -> int:
+    """Run `step` once; the floating-point operations of its matrix products, 0 where torch is not in use."""
+    if "torch" not in sys.modules:
+        step()
+        return 0
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
 def serve(prepare: Callable[[], tuple[Step, str]], answers: TextIO) -> None:
     """Answer every line of standard input with a JSON line: seconds of one step and its peak memory in MiB.
 
@@ -45,8 +57,7 @@ def serve(prepare: Callable[[], tuple[Step, str]], answers: TextIO) -> None:
     """
     imported = resident()
     step, note = prepare()
-    step()
-    answers.write(json.dumps({"note": note}) + "\n")
+    answers.write(json.dumps({"note": note, "operations": count_operations(step)}) + "\n")
     answers.flush()
     for _ in sys.stdin:
         forget_peak()
