@@ -119,6 +119,7 @@ class EvaluateConfig:
 
     batch: int = 64
     mixed: bool = False  # batches mix all tasks by example, each row answered by its own task's parts
+    partitioned: bool = False  # weights are split over the ranks (ZeRO-3), for a model that does not fit a device
     num_beams: int = 0
     captions_tokenizer: str = "auto"  # auto | ptb | python
     bootstrap: int = 1000
