@@ -70,7 +70,7 @@ class TrainConfig:
     validate_examples: int = 200  # per task
     recompute: bool = False  # activation recompute in the backbone's layers
     log_every: int = 10
-    precision: str = "fp32"  # fp32 | bf16; must agree with the engine file
+    precision: str = "fp32"  # fp32 | bf16 | fp16 (GPUs alone); must agree with the engine file
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from mtvl.checkpoint import (
 from mtvl.config import RunConfig, TowerOptimConfig, to_plain
 from mtvl.data.schedule import Schedule, stable_bits
 from mtvl.engine import Engine, StepReport, peak_memory, start
-from mtvl.engine.settings import read_engine_file
+from mtvl.engine.settings import check_precision, read_engine_file
 from mtvl.errors import CheckpointError, EngineError
 from mtvl.evaluator import Evaluator
 from mtvl.export import added_rows, base_fingerprint, write_export
@@ -250,6 +250,7 @@ def check_recipe(config: RunConfig) -> None:
     for name in config.tasks:
         load_task(name, root=config.data.folder, overlay=config.task.get(name))
     read_engine_file(config.engine.file)
+    check_precision(config.train.precision, "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def train(config: RunConfig, folder: Path, *, resume: str = "auto") -> RunResult:

@@ -15,7 +15,7 @@ from mtvl import dist
 from mtvl.config import RunConfig
 from mtvl.engine.masters import Masters, full_shape
 from mtvl.engine.process import start
-from mtvl.engine.settings import deepspeed_settings
+from mtvl.engine.settings import check_precision, deepspeed_settings
 from mtvl.engine.state import load_state, save_state
 from mtvl.errors import EngineError
 from mtvl.optim import FIRST_WINDOWS, ParameterGroup, build_optimizer, check_groups, learning_rate
@@ -71,6 +71,7 @@ class Engine:
         parameters = dict(model.named_parameters())
         check_groups(parameters, self.groups)
         self.device = start(device)
+        check_precision(config.train.precision, self.device.type)
         trainable = {name: p for name, p in parameters.items() if p.requires_grad}
         num_trainable = sum(p.numel() for p in trainable.values())
         settings = deepspeed_settings(config, micro_steps, dist.world_size(), num_trainable)

@@ -60,6 +60,15 @@ def precision_of(values: dict[str, Any]) -> str:
     return enabled[0] if enabled else "fp32"
 
 
+def check_precision(precision: str, device: str) -> None:
+    """EngineError for fp16 on a CPU, before DeepSpeed refuses it with less to say."""
+    if precision == "fp16" and device == "cpu":
+        raise EngineError(
+            "fp16 trains on GPUs alone, and this run has a CPU; set train.precision=fp32 engine.file=ds_configs/zero2.json, or "
+            "train.precision=bf16 engine.file=ds_configs/zero2_bf16.json"
+        )
+
+
 def deepspeed_settings(
     config: RunConfig, micro_steps: int, world_size: int, num_trainable: int = BUCKET
 ) -> dict[str, Any]:  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,14 +57,16 @@ def deepspeed(machines: Machines, script: str, *words: str, **more: Any) -> subp
 
 
 def test_the_machines_are_found_good(machines: Machines) -> None:
-    done = machines.run("mtvl", "nodes", "--hostfile", str(machines.hostfile()))
+    done = machines.run(sys.executable, "-m", "mtvl.cli", "nodes", "--hostfile", str(machines.hostfile()))
     assert done.returncode == 0, done.stderr
     assert f"{INTERFACE} 10.99.0.2" in done.stdout and "the same programs everywhere" in done.stdout
 
 
 def test_an_unreachable_machine_is_named_in_seconds(machines: Machines) -> None:
     began = time.monotonic()
-    done = machines.run("mtvl", "nodes", "--hostfile", str(machines.hostfile("10.99.0.1", "10.99.0.9")))
+    done = machines.run(
+        sys.executable, "-m", "mtvl.cli", "nodes", "--hostfile", str(machines.hostfile("10.99.0.1", "10.99.0.9"))
+    )
     assert done.returncode == 2 and "10.99.0.9: ssh fails" in done.stderr, done.stderr
     assert time.monotonic() - began < 60  # 5 s for ssh; the rest is the start of Python on a busy machine
 
