@@ -11,6 +11,7 @@ as ring algorithms send it. Exit code 1 where an estimate is off by more than 15
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import socket
@@ -86,28 +87,43 @@ def peak_bytes(profile: Any) -> int:
     return peak
 
 
-def worker(out: Path, method: str, stage: int, more: list[str]) -> int:
-    """Measure one cell on this rank."""
+def worker(out: Path, method: str, stages: list[int], more: list[str]) -> int:
+    """Measure the cells of one method on this rank, one after the other; rank 0 writes what it saw."""
     import torch
-    from torch.profiler import ProfilerActivity, profile
 
     wire = Wire()
     wire.install(int(os.environ["WORLD_SIZE"]))
     from mtvl import dist
+    from mtvl.engine import finish, start
+
+    start("cpu")
+    torch.set_num_threads(1)
+    found = {}
+    for stage in stages:
+        found[stage] = measure(configuration(method, stage, more), wire)
+        gc.collect()  # what is given back later would count for the next cell
+    if dist.is_main():
+        out.write_text(json.dumps(found))
+    finish(0)
+
+
+def measure(config: Any, wire: Wire) -> dict[str, Any]:
+    """Bytes held and sent by this rank in a few steps."""
+    from torch.profiler import ProfilerActivity, profile
+
+    from mtvl import dist
     from mtvl.data.schedule import num_micro_steps
-    from mtvl.engine import Engine, finish, start
+    from mtvl.engine import Engine
     from mtvl.estimate.shapes import largest_batch, rows_of
     from mtvl.model import build_model
     from mtvl.optim import parameter_groups
 
-    start("cpu")
-    torch.set_num_threads(1)
-    config = configuration(method, stage, more)
     world = dist.world_size()
     micro = num_micro_steps(config.train.global_batch, config.train.micro_batch, world)
     shape = build_model(config, meta=True).backbone
     batches = {t: largest_batch(config, t, shape, rows_of(config, world)) for t in TASKS}
     sent: dict[str, float] = {}
+    wire.calls.clear()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         model = build_model(config)
         groups = parameter_groups(model.trainable(), model.tasks_of_parameters(), config.optim, model.added())
@@ -117,20 +133,19 @@ def worker(out: Path, method: str, stage: int, more: list[str]) -> int:
             before = wire.bytes
             engine.train_step(step, [batches[task]] * micro)
             sent[task] = wire.bytes - before
-    if dist.is_main():
-        out.write_text(json.dumps({"memory": peak_bytes(record), "sent": sent, "calls": wire.calls}))
-    finish(0)
+    return {"memory": peak_bytes(record), "sent": sent, "calls": dict(wire.calls)}
 
 
-def launch(out: Path, world: int, method: str, stage: int, more: list[str]) -> dict[str, Any]:
-    """Run the ranks of one cell."""
+def launch(out: Path, world: int, method: str, stages: list[int], more: list[str]) -> dict[int, dict[str, Any]]:
+    """Run the ranks of one method; what was measured by stage."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     shared = {
         **os.environ, "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    command = [sys.executable, __file__, "--worker", str(out), "--methods", method, "--stages", str(stage), *more]
+    command = [sys.executable, __file__, "--worker", str(out), "--methods", method, "--stages",
+               ",".join(map(str, stages)), *more]  # fmt: skip
     log = out.with_suffix(".log")
     with log.open("w") as file:
         ranks = [
@@ -140,7 +155,7 @@ def launch(out: Path, world: int, method: str, stage: int, more: list[str]) -> d
         codes = [p.wait() for p in ranks]
     if any(codes):
         raise SystemExit(f"{out.stem} ended with {codes}:\n{log.read_text()[-4000:]}")
-    return json.loads(out.read_text())
+    return {int(stage): found for stage, found in json.loads(out.read_text()).items()}
 
 
 def estimated(world: int, method: str, stage: int, more: list[str]) -> dict[str, Any]:
@@ -183,15 +198,15 @@ def main() -> int:
     if unknown := [m for m in methods if m not in METHODS]:
         parser.error(f"unknown method {unknown[0]!r}; known: {', '.join(METHODS)}")
     if args.worker:
-        return worker(args.worker, methods[0], stages[0], args.overrides)
+        return worker(args.worker, methods[0], stages, args.overrides)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for method in methods:
             for world in worlds:
+                found = launch(Path(folder) / f"{method}-world{world}.json", world, method, stages, args.overrides)
                 for stage in stages:
                     cell = f"{method}-zero{stage}-world{world}"
-                    found = launch(Path(folder) / f"{cell}.json", world, method, stage, args.overrides)
-                    rows += compare(cell, estimated(world, method, stage, args.overrides), found)
+                    rows += compare(cell, estimated(world, method, stage, args.overrides), found[stage])
     if args.json:
         print(json.dumps(rows, indent=1))
     else:

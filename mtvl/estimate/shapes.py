@@ -44,11 +44,13 @@ def largest_batch(config: RunConfig, name: str, backbone: Any, rows: int) -> Bat
     kind = "grid" if task.video is None else "frame"
     pictures = PICTURES.get(task.kind, 1) if kind == "grid" else 1
     cells, width = _grid(backbone, kind)
+    mask = torch.ones(rows, source, dtype=torch.bool)
+    mask[0, -1] = False  # as batches are: transformers leaves a mask out that hides nothing
     return Batch(
         task=name,
         uids=("",) * rows,
         source_ids=torch.ones(rows, source, dtype=torch.int64),
-        source_mask=torch.ones(rows, source, dtype=torch.bool),
+        source_mask=mask,
         features=torch.zeros(rows, pictures, cells, width),
         target_ids=torch.ones(rows, target, dtype=torch.int64),
         target_weights=torch.ones(rows),
