@@ -141,6 +141,7 @@ def _as_many_on_all_ranks(batches: Iterable[Batch]) -> Iterator[tuple[Batch, boo
     while dist.any_rank(batch is not None):
         if batch is not None:
             filler = batch
+        assert filler is not None
         yield filler, batch is not None
         batch = next(rest, None)
 

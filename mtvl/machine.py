@@ -98,7 +98,8 @@ def gloo_address() -> str:
 
 def check_interfaces() -> None:
     """EngineError when GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME names an interface that this machine does not have."""
-    if problem := interface_problem(dict(os.environ), interfaces()):
+    named = {name: os.environ[name] for name in INTERFACE_VARIABLES if os.environ.get(name)}
+    if named and (problem := interface_problem(named, interfaces())):
         raise EngineError(f"{socket.gethostname()}: {problem}")
 
 

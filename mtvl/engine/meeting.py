@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtvl.errors import EngineError
-from mtvl.machine import check_interfaces, differences, gloo_address, listen, versions
+from mtvl.machine import differences, gloo_address, listen, versions
 
 LIMIT_VARIABLE, LIMIT_SECONDS = "MTVL_MEETING_SECONDS", 120.0
 UNREACHABLE_SECONDS, KNOCK_SECONDS = 10.0, 3.0
@@ -44,8 +44,7 @@ def is_needed() -> bool:
 
 
 def meet_others(backend: str) -> None:
-    """`meet` at the place that the launcher's variables name. EngineError when a variable or an interface is wrong."""
-    check_interfaces()
+    """`meet` at the place that the launcher's variables name. EngineError when a variable is wrong."""
     text = os.environ.get(LIMIT_VARIABLE, str(LIMIT_SECONDS))
     try:
         limit, port = float(text), int(os.environ["MASTER_PORT"])

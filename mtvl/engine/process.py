@@ -22,7 +22,7 @@ import torch.distributed as torch_dist
 from mtvl import dist
 from mtvl.engine.meeting import is_needed, meet_others
 from mtvl.errors import EngineError
-from mtvl.machine import differences, versions
+from mtvl.machine import check_interfaces, differences, versions
 
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SHARED_MEMORY = Path("/dev/shm")
@@ -43,7 +43,9 @@ def start(device: str | None = None, local_rank: int | None = None) -> torch.dev
     if _device is not None:
         return _device
     _set_launcher_variables(local_rank)
+    several_machines = is_needed()  # before the variables of a single machine are filled in
     chosen = _choose_device(device)
+    check_interfaces()
     _set_build_variables()
     import deepspeed  # after the variables above, which it reads on import
 
@@ -52,7 +54,7 @@ def start(device: str | None = None, local_rank: int | None = None) -> torch.dev
         _leave_out_shared_memory_op()
         atexit.register(remove_shared_memory)
     backend = "nccl" if chosen.type == "cuda" else "gloo"
-    if is_needed():
+    if several_machines:
         meet_others(backend)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints what it built

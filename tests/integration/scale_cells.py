@@ -56,7 +56,7 @@ def validated(world: Path, folder: Path) -> dict[str, Any]:
     """Metrics of validation in training, and of evaluations of one export, whole and partitioned, by stage."""
     # 5 rows in batches of 2: rank 0 has two batches, rank 1 has one.
     uneven = [
-        "train.steps=1", "train.validate_every=1", "train.validate_examples=5", "evaluate.batch=2", "checkpoint.keep_best=true",
+        "train.steps=2", "train.validate_every=1", "train.validate_examples=5", "evaluate.batch=2", "checkpoint.keep_best=true",
     ]  # fmt: skip
     found: dict[str, Any] = {}
     for stage in ("zero2", "zero3"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from two_machines import INTERFACE, Machines, reason_to_skip, two_machines
+from two_machines import INTERFACE, OTHER, Machines, reason_to_skip, two_machines
 
 from mtvl.cli import DEFAULT_RECIPE
 from mtvl.config import load_run_config
@@ -62,12 +63,14 @@ def test_the_machines_are_found_good(machines: Machines) -> None:
     assert f"{INTERFACE} 10.99.0.2" in done.stdout and "the same programs everywhere" in done.stdout
 
 
-def test_an_unreachable_machine_is_named_in_seconds(machines: Machines) -> None:
+def test_an_unreachable_machine_and_other_code_are_named_in_seconds(machines: Machines) -> None:
     began = time.monotonic()
-    done = machines.run(
-        sys.executable, "-m", "mtvl.cli", "nodes", "--hostfile", str(machines.hostfile("10.99.0.1", "10.99.0.9"))
-    )
+    hostfile = str(machines.hostfile("10.99.0.1", OTHER, "10.99.0.9"))
+    done = machines.run(sys.executable, "-m", "mtvl.cli", "nodes", "--hostfile", hostfile)
     assert done.returncode == 2 and "10.99.0.9: ssh fails" in done.stderr, done.stderr
+    assert re.search(r"not the same everywhere: code of mtvl: \w+ on 10\.99\.0\.1; \w+ on other", done.stderr), (
+        done.stderr
+    )
     assert time.monotonic() - began < 60  # 5 s for ssh; the rest is the start of Python on a busy machine
 
 

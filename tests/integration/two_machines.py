@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ("ip", "sshd", "pdsh", "ssh-keygen", "ssh")
 INTERFACE = "cable0"
+OTHER = "other"  # name of the second machine with other code
 SEARCHED = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
@@ -96,13 +97,19 @@ def two_machines(folder: Path) -> Iterator[Machines]:
         _prepare_ssh(folder)
         Path("/run/sshd").mkdir(exist_ok=True)  # where sshd separates privileges; the package makes it at boot
         sshd = shutil.which("sshd", path=SEARCHED)
-        for name in names:
-            options = ["-D", "-e", "-f", str(folder / "sshd_config")]
-            daemons.append(
-                subprocess.Popen(["ip", "netns", "exec", name, str(sshd), *options], stderr=(folder / name).open("wb"))
-            )
+        options = f"-D -e -f {folder}/sshd_config"
+        # The third one is the second machine with another line in one source file, seen through its door alone.
+        other_code = f"mount --bind {folder}/errors.py {ROOT}/mtvl/errors.py && exec {sshd} {options} -p 2222"
+        (folder / "errors.py").write_text((ROOT / "mtvl" / "errors.py").read_text() + "# another machine\n")
+        for name, start in (
+            (names[0], f"exec {sshd} {options}"),
+            (names[1], f"exec {sshd} {options}"),
+            (names[1], other_code),
+        ):
+            log = (folder / f"{name}.log").open("ab")
+            daemons.append(subprocess.Popen(["ip", "netns", "exec", name, "sh", "-c", start], stderr=log))
         machines = Machines(names, addresses, folder)
-        for address in addresses:
+        for address in (*addresses, OTHER):
             _wait_for_ssh(machines, address)
         yield machines
     finally:
@@ -127,7 +134,7 @@ def _prepare_ssh(folder: Path) -> None:
     )
     (folder / "ssh_config").write_text(
         f"IdentityFile {folder}/user_key\nIdentitiesOnly yes\nStrictHostKeyChecking no\nUserKnownHostsFile /dev/null\n"
-        "LogLevel ERROR\n"
+        f"LogLevel ERROR\nHost {OTHER}\nHostName 10.99.0.2\nPort 2222\n"
     )
     wrapper = folder / "ssh"
     wrapper.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {folder}/ssh_config "$@"\n')
