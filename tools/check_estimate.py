@@ -161,13 +161,13 @@ def launch(out: Path, world: int, method: str, stages: list[int], more: list[str
 def estimated(world: int, method: str, stage: int, more: list[str]) -> dict[str, Any]:
     """What the estimate says of the cell: bytes of memory, and sent in a step of each task."""
     from mtvl.estimate.report import layouts, trace_work
-    from mtvl.estimate.stages import memory, traffic
+    from mtvl.estimate.stages import memory
 
     config = configuration(method, stage, more)
     work = trace_work(config, world)
     layout = next(x for x in layouts(config, world) if x.stage == stage)
     activations = max(p.activation_bytes for p in work.passes.values())
-    sent = {t: traffic(work.sizes, layout, [p] * work.micro_steps) for t, p in work.passes.items()}
+    sent = {task: work.sent_bytes(layout, task) for task in work.passes}
     parts = memory(work.sizes, layout, activations)
     return {"memory": parts.total, "sent": sent, "parts": vars(parts)}
 

@@ -32,6 +32,15 @@ class Work:
     micro_steps: int  # of an optimizer step on one device, over all slots
     rows: int  # most rows of a micro-step
 
+    @property
+    def alternates(self) -> bool:
+        """Whether tasks take turns that train parts of their own."""
+        return len({frozenset(p.trained) for p in self.passes.values()}) > 1
+
+    def sent_bytes(self, layout: Layout, task: str) -> int:
+        """Of one device, in a step of `task`."""
+        return traffic(self.sizes, layout, [self.passes[task]] * self.micro_steps, alternates=self.alternates)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -61,7 +70,11 @@ def trace_work(config: RunConfig, world_size: int) -> Work:
 def _sizes(model: Model) -> Sizes:
     frozen = {n: p.numel() for n, p in model.named_parameters() if not p.requires_grad}
     trained = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
-    return Sizes(frozen, trained, sum(b.numel() * b.element_size() for b in model.buffers()))
+    names: dict[int, int] = {}
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        names[id(parameter)] = names.get(id(parameter), 0) + 1
+    tied = sum(p.numel() for p in model.parameters() if names[id(p)] > 1)
+    return Sizes(frozen, trained, sum(b.numel() * b.element_size() for b in model.buffers()), tied)
 
 
 def layouts(config: RunConfig, world_size: int) -> list[Layout]:
@@ -100,7 +113,7 @@ def estimate_rows(config: RunConfig, nodes: int, gpus_per_node: int, device: Dev
     rows = []
     for layout in layouts(config, world):
         needed = memory(work.sizes, layout, activations)
-        per_task = [traffic(work.sizes, layout, [p] * work.micro_steps) for p in work.passes.values()]
+        per_task = [work.sent_bytes(layout, task) for task in work.passes]
         sent = sum(per_task) // len(per_task)
         fits = needed.total + device.reserve_gib * GIB <= device.memory_gib * GIB
         rows.append(Row(layout, needed, sent, compute + sent / link, fits))

@@ -21,11 +21,15 @@ PERSISTENT, LIVE, REUSE = 100_000, 1_000_000_000, 1_000_000_000
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of parameters: `frozen` and `trained` ones of the model, each by name; `buffer_bytes` beside them."""
+    """Numbers of parameters: `frozen` and `trained` ones of the model, each by name; `buffer_bytes` beside them.
+
+    `tied` of them stand in several modules.
+    """
 
     frozen: dict[str, int]
     trained: dict[str, int]
     buffer_bytes: int = 0
+    tied: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,23 +113,31 @@ def _partitioned(sizes: Sizes, layout: Layout) -> int:
     return layout.bytes * (parts + small + gathered)
 
 
-def traffic(sizes: Sizes, layout: Layout, passes: Sequence[Pass]) -> int:
-    """Bytes that one device sends in an optimizer step made of the micro-steps `passes`, with ring algorithms."""
+def traffic(sizes: Sizes, layout: Layout, passes: Sequence[Pass], *, alternates: bool = False) -> int:
+    """Bytes that one device sends in an optimizer step made of the micro-steps `passes`, with ring algorithms.
+
+    `alternates`: other steps run other modules (parts of other tasks). ZeRO-3 then never learns in which order weights are
+    used: it gathers all of them for forward and again for backward, small ones too, and tied ones once more.
+    """
     world, size = layout.world_size, layout.bytes
     if world == 1:
         return 0
     ring = (world - 1) / world
     trained = sum(sizes.trained.values())
-    fired = [sum(p.trained.values()) for p in passes]
+    fired = sum(sum(p.trained.values()) for p in passes)
     if layout.stage == 0:
         return int(2 * ring * FP32 * trained)
     if layout.stage == 1:
         used = {name for p in passes for name in p.trained}
         return int(ring * size * (2 * sum(sizes.trained[n] for n in used) + trained))
     if layout.stage == 2:
-        return int(ring * size * (2 * sum(fired) + trained))
+        return int(ring * size * (2 * fired + trained))
+    frozen = sum(sizes.frozen.values())
+    if alternates:
+        gathered = 2 * (frozen * len(passes) + fired) + sizes.tied * len(passes)
+        return int(ring * size * (gathered + fired))
     everything = {**sizes.frozen, **sizes.trained}
     large = sum(n for n in everything.values() if n >= layout.persistent)
     small = sum(n for n in sizes.trained.values() if n < layout.persistent)
     times = 1 if large <= min(layout.reuse, layout.live) else 2  # gathered again for backward when given back before
-    return int(ring * size * (times * large * len(passes) + sum(fired) + small))
+    return int(ring * size * (times * large * len(passes) + fired + small))

@@ -114,6 +114,9 @@ def test_traffic_by_hand() -> None:
     assert traffic(SIZES, Layout(2, 4), passes) == ring * 4 * (4 * 200_000 + 400_000)
     low, high = (traffic(SIZES, Layout(3, 4, reuse=reuse), passes) for reuse in (0, 10**9))
     assert low - high == ring * 4 * 2 * 4_400_000  # the large ones once more for backward
+    sizes = replace(SIZES, tied=1_000)
+    others = traffic(sizes, Layout(3, 4), passes, alternates=True)
+    assert others == ring * 4 * 2 * (2 * (4_001_000 + 200_000) + 1_000 + 200_000)
 
 
 def test_what_does_not_fit_is_marked(config: RunConfig, work: Work) -> None:
