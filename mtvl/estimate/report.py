@@ -92,6 +92,7 @@ def layouts(config: RunConfig, world_size: int) -> list[Layout]:
         persistent=int(zero.get("stage3_param_persistence_threshold", Layout.persistent)),
         live=int(zero.get("stage3_max_live_parameters", Layout.live)),
         reuse=int(zero.get("stage3_max_reuse_distance", Layout.reuse)),
+        prefetch=int(zero.get("stage3_prefetch_bucket_size", Layout.prefetch)),
     )  # fmt: skip
     offload = {
         "offload_optimizer": zero.get("offload_optimizer", {}).get("device", "none") == "cpu",

@@ -16,7 +16,7 @@ FP32 = 4
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 MOMENTS = {"adamw": 2, "adamw_reference": 2, "sgd": 0}
 # Defaults of DeepSpeed for stage 3, in numbers of parameters.
-PERSISTENT, LIVE, REUSE = 100_000, 1_000_000_000, 1_000_000_000
+PERSISTENT, LIVE, REUSE, PREFETCH = 100_000, 1_000_000_000, 1_000_000_000, 50_000_000
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Layout:
     persistent: int = PERSISTENT
     live: int = LIVE
     reuse: int = REUSE
+    prefetch: int = PREFETCH
 
     @property
     def bytes(self) -> int:
@@ -117,7 +118,8 @@ def traffic(sizes: Sizes, layout: Layout, passes: Sequence[Pass], *, alternates:
     """Bytes that one device sends in an optimizer step made of the micro-steps `passes`, with ring algorithms.
 
     `alternates`: other steps run other modules (parts of other tasks). ZeRO-3 then never learns in which order weights are
-    used: it gathers all of them for forward and again for backward, small ones too, and tied ones once more.
+    used: it gathers all of them for forward and again for backward, small ones too, and in the first micro-step those in
+    vain that the step before would have needed next (tied ones are at hand already).
     """
     world, size = layout.world_size, layout.bytes
     if world == 1:
@@ -132,12 +134,11 @@ def traffic(sizes: Sizes, layout: Layout, passes: Sequence[Pass], *, alternates:
         return int(ring * size * (2 * sum(sizes.trained[n] for n in used) + trained))
     if layout.stage == 2:
         return int(ring * size * (2 * fired + trained))
-    frozen = sum(sizes.frozen.values())
-    if alternates:
-        gathered = 2 * (frozen * len(passes) + fired) + sizes.tied * len(passes)
-        return int(ring * size * (gathered + fired))
     everything = {**sizes.frozen, **sizes.trained}
     large = sum(n for n in everything.values() if n >= layout.persistent)
+    if alternates:
+        gathered = 2 * (sum(sizes.frozen.values()) * len(passes) + fired)
+        return int(ring * size * (gathered + min(layout.prefetch, large - sizes.tied) + fired))
     small = sum(n for n in sizes.trained.values() if n < layout.persistent)
     times = 1 if large <= min(layout.reuse, layout.live) else 2  # gathered again for backward when given back before
     return int(ring * size * (times * large * len(passes) + fired + small))

@@ -116,7 +116,7 @@ def test_traffic_by_hand() -> None:
     assert low - high == ring * 4 * 2 * 4_400_000  # the large ones once more for backward
     sizes = replace(SIZES, tied=1_000)
     others = traffic(sizes, Layout(3, 4), passes, alternates=True)
-    assert others == ring * 4 * 2 * (2 * (4_001_000 + 200_000) + 1_000 + 200_000)
+    assert others == ring * 4 * (2 * 2 * (4_001_000 + 200_000) + (4_400_000 - 1_000) + 2 * 200_000)
 
 
 def test_what_does_not_fit_is_marked(config: RunConfig, work: Work) -> None:
