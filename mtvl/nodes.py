@@ -117,7 +117,7 @@ def problems_of(
         if problem := interface_problem(named, answer["interfaces"]):
             found.append(f"{host}: {problem}")
         if answer["gpus"] and hosts[host] > answer["gpus"]:
-            found.append(f"{host}: slots={hosts[host]}, but it has {answer['gpus']} GPUs")
+            found.append(f"{host}: slots={hosts[host]}, but it has {answer['gpus']} GPU(s)")
     found += [f"not the same everywhere: {line}" for line in differences({h: a["versions"] for h, a in there.items()})]
     has_gpus = any(answer["gpus"] for answer in there.values())
     if len(hosts) > 1 and not has_gpus and "GLOO_SOCKET_IFNAME" not in variables:
@@ -143,7 +143,8 @@ def check_nodes(hostfile: Path, port: int = DEFAULT_PORT) -> str:
     with ThreadPoolExecutor(min(32, len(hosts))) as pool:
         answers = dict(zip(hosts, pool.map(lambda host: ask(host, port, variables), hosts), strict=True))
     if found := problems_of(hosts, answers, variables, port):
-        raise EngineError(f"{len(found)} problems in {hostfile}:\n" + "\n".join(f"  {line}" for line in found))
+        count = f"{len(found)} problem{'s' if len(found) > 1 else ''}"
+        raise EngineError(f"{count} in {hostfile}:\n" + "\n".join(f"  {line}" for line in found))
     lines = []
     for host, answer in answers.items():
         assert isinstance(answer, dict)

@@ -52,7 +52,7 @@ def test_a_bad_hostfile_is_refused_with_its_row(tmp_path: Path, text: str | None
         ({"port_free": False}, "a: port 29500 is in use"),
         ({"interfaces": {"lo": "127.0.0.1"}}, "a: GLOO_SOCKET_IFNAME names the interface 'eth0'; this machine has lo 127.0.0.1"),
         ({"versions": {"torch": "2.13.0"}}, "not the same everywhere: torch: 2.13.0 on a; 2.14.1 on b"),
-        ({"gpus": 1}, "a: slots=2, but it has 1 GPUs"),
+        ({"gpus": 1}, "a: slots=2, but it has 1 GPU(s)"),
     ],
 )  # fmt: skip
 def test_every_problem_is_told(change: dict[str, Any], expected: str) -> None:

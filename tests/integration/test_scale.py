@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scale")
     world = ensure_miniworld(folder / "world", size="tiny", progress=lambda _: None)
     launch_ok(SCRIPT, 2, [str(world), str(folder), "first"], timeout_seconds=300)
-    code = train_until(5, config(world, folder, "zero3"), folder / "moving")
+    code = train_until(3, config(world, folder, "zero3"), folder / "moving")
     assert code == STOPPED_BY_SIGNAL
     launch_ok(SCRIPT, 2, [str(world), str(folder), "last"], timeout_seconds=300)
     assert train(config(world, folder, "zero2"), folder / "straight").code == 0
@@ -51,7 +51,7 @@ def test_a_run_moves_between_ranks_and_stages(folder: Path, first: dict[str, Any
     print(f"largest difference of losses: {worst:.2e}")
     assert worst < TOLERANCE
     saved = {p.name: json.loads((p / "engine.json").read_text()) for p in (folder / "moving" / "checkpoints").iterdir()}
-    assert {name: facts["world_size"] for name, facts in saved.items()} == {"step_6": 1, f"step_{STEPS}": 2}
+    assert {name: facts["world_size"] for name, facts in saved.items()} == {"step_4": 1, f"step_{STEPS}": 2}
 
 
 def test_validation_under_zero3_equals_that_under_zero2(first: dict[str, Any]) -> None:
@@ -63,6 +63,6 @@ def test_validation_under_zero3_equals_that_under_zero2(first: dict[str, Any]) -
 def test_partitioned_evaluation_gives_the_same_answers(first: dict[str, Any]) -> None:
     (whole, answers), (split, split_answers) = first["partitioned false"], first["partitioned true"]
     assert whole == split and answers == split_answers
-    assert all(len(lines.splitlines()) == 11 for lines in answers)
+    assert all(len(lines.splitlines()) == 5 for lines in answers)
     assert "set evaluate.mixed=false" in first["mixed"]
     assert "zero2.json is of stage 2; add engine.file=ds_configs/zero3.json" in first["stage"]
