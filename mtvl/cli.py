@@ -144,6 +144,37 @@ def run_predict(arguments: Sequence[str]) -> int:
     return 0
 
 
+def run_estimate(arguments: Sequence[str]) -> int:
+    """`estimate`: memory, communication and time of a recipe on a number of devices, by ZeRO stage."""
+    parser = argparse.ArgumentParser(
+        prog="mtvl estimate", description="What a recipe needs per device; from shapes alone, no weights and no data."
+    )
+    _recipe_arguments(parser)
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines")
+    parser.add_argument("--gpus-per-node", type=int, default=1, metavar="G", help="devices of a machine")
+    parser.add_argument("--device", default="a100_80", help="a name of mtvl/estimate/devices.yaml")
+    args = parser.parse_intermixed_args(arguments)
+    config = load_run_config(args.recipe, args.tasks, args.overrides)
+    from mtvl.estimate.report import estimate
+
+    print(estimate(config, args.nodes, args.gpus_per_node, args.device))
+    return 0
+
+
+def run_nodes(arguments: Sequence[str]) -> int:
+    """`nodes`: try every machine of a hostfile before a run is started on them."""
+    parser = argparse.ArgumentParser(
+        prog="mtvl nodes", description="Try every machine of a hostfile: ssh, paths, versions, interfaces, the port."
+    )
+    parser.add_argument("--hostfile", type=Path, required=True, help="lines such as: worker-1 slots=4")
+    parser.add_argument("--master-port", type=int, default=29500, help="as of deepspeed --master_port")
+    args = parser.parse_args(arguments)
+    from mtvl.nodes import check_nodes
+
+    print(check_nodes(args.hostfile, args.master_port))
+    return 0
+
+
 def run_compare(arguments: Sequence[str]) -> int:
     """`compare`: train the methods of a list over seeds, and write one table and a figure."""
     parser = argparse.ArgumentParser(
@@ -217,6 +248,8 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "inspect": run_inspect,
     "plan": run_plan,
     "methods": run_methods,
+    "estimate": run_estimate,
+    "nodes": run_nodes,
     "compare": run_compare,
     "gallery": run_gallery,
 }

@@ -70,7 +70,7 @@ class TrainConfig:
     validate_examples: int = 200  # per task
     recompute: bool = False  # activation recompute in the backbone's layers
     log_every: int = 10
-    precision: str = "fp32"  # fp32 | bf16; must agree with the engine file
+    precision: str = "fp32"  # fp32 | bf16 | fp16 (GPUs alone); must agree with the engine file
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,7 @@ class EvaluateConfig:
 
     batch: int = 64
     mixed: bool = False  # batches mix all tasks by example, each row answered by its own task's parts
+    partitioned: bool = False  # weights are split over the ranks (ZeRO-3), for a model that does not fit a device
     num_beams: int = 0
     captions_tokenizer: str = "auto"  # auto | ptb | python
     bootstrap: int = 1000

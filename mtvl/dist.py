@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -62,6 +64,28 @@ def broadcast_object(value: Any) -> Any:
     box = [value]
     torch_dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+_in_lockstep = False
+
+
+@contextmanager
+def lockstep() -> Iterator[None]:
+    """Inside, all ranks make the same number of forward passes: loops ask `any_rank` whether to go on.
+
+    For models whose weights are gathered pass by pass (ZeRO-3): a rank that stops earlier leaves the others waiting.
+    """
+    global _in_lockstep
+    before, _in_lockstep = _in_lockstep, True
+    try:
+        yield
+    finally:
+        _in_lockstep = before
+
+
+def any_rank(flag: bool) -> bool:
+    """`flag`; inside `lockstep` whether it is true on any rank, for which all ranks have to ask."""
+    return sum_floats([float(flag)])[0] > 0 if _in_lockstep else flag
 
 
 class _GatherRows(torch.autograd.Function):

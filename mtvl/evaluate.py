@@ -14,7 +14,7 @@ import numpy as np
 from mtvl import dist
 from mtvl.config import RunConfig
 from mtvl.data.mixed import mixed_batches
-from mtvl.engine import start
+from mtvl.engine import Partitioned, start
 from mtvl.errors import CheckpointError, ConfigError, DataError
 from mtvl.evaluator import Evaluator
 from mtvl.export import find_export, load_export, read_config
@@ -102,7 +102,8 @@ def _evaluate_model(
     config = replace(config, data=replace(config.data, fill="eager"))
     workspace = Workspace(config, model.backbone, tower=model.trained_tower, device=device, say=say)
     workspace.prepare([(task, split) for task in config.tasks])
-    evaluator = Evaluator(model.to(device), workspace.tokenizer, device)
+    run = Partitioned(model, config).run if config.evaluate.partitioned else None
+    evaluator = Evaluator(model.to(device) if run is None else model, workspace.tokenizer, device, run)
     mixed = _predict_mixed(workspace, evaluator, config, split) if config.evaluate.mixed else {}
     results: dict[str, dict[str, Any]] = {}
     items: dict[str, Mapping[str, float]] = {}

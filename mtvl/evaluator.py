@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -14,17 +14,31 @@ from mtvl.errors import EngineError, MtvlError
 from mtvl.model import Model
 from mtvl.types import Batch, Decoding, Example, Prediction, Scores, Task, Tokenizer
 
+Run = Callable[[Batch, Callable[[], None]], None]
+
 
 class Evaluator:
-    """Shards by uid, gathers, asserts that the uid set equals the split, scores once on every rank's same input."""
+    """Shards by uid, gathers, asserts that the uid set equals the split, scores once on every rank's same input.
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, device: torch.device | str = "cpu") -> None:
-        self.model, self.tokenizer, self.device = model, tokenizer, device
+    `run(batch, action)` is given where weights are partitioned over the ranks (ZeRO-3, `Engine.run`). All ranks then
+    answer the same number of batches in the same number of passes: one that has fewer, or shorter answers, repeats itself
+    and drops what comes out.
+    """
+
+    def __init__(
+        self, model: Model, tokenizer: Tokenizer, device: torch.device | str = "cpu", run: Run | None = None
+    ) -> None:
+        self.model, self.tokenizer, self.device, self._run = model, tokenizer, device, run
 
     def predict_batch(self, task: Task, batch: Batch) -> list[Prediction]:
         """Answers to one batch: generated text, or the best of the task's choices with their scores."""
         self.model.set_task(task.name)
-        return self._answers(task.decoding, batch.to(self.device))
+        batch = batch.to(self.device)
+        if self._run is None:
+            return self._answers(task.decoding, batch)
+        answers: list[Prediction] = []
+        self._run(batch, lambda: answers.extend(self._answers(task.decoding, batch)))
+        return answers
 
     def predict_mixed_batch(self, tasks: Mapping[str, Task], batch: Batch) -> list[tuple[str, Prediction]]:
         """(task, answer) of every row of a batch that mixes tasks by example.
@@ -67,8 +81,9 @@ class Evaluator:
         """All ranks' predictions in the order of `examples`; EngineError unless each uid came exactly once."""
         own: list[Prediction] = []
         with self._evaluating():
-            for batch in batches:
-                own += self.predict_batch(task, batch)
+            for batch, counts in ((b, True) for b in batches) if self._run is None else _as_many_on_all_ranks(batches):
+                answers = self.predict_batch(task, batch)
+                own += answers if counts else []
                 if progress:
                     progress(len(own))
         return _gathered(task.name, own, examples)
@@ -77,7 +92,12 @@ class Evaluator:
         self, tasks: Mapping[str, Task], examples: Mapping[str, Sequence[Example]], batches: Iterable[Batch],
         progress: Callable[[int], None] | None = None,
     ) -> dict[str, list[Prediction]]:  # fmt: skip
-        """The same for all tasks at once, from batches that mix them by example (`mtvl.data.mixed`)."""
+        """The same for all tasks at once, from batches that mix them by example (`mtvl.data.mixed`).
+
+        EngineError where weights are partitioned: ranks with other tasks in a batch make other passes.
+        """
+        if self._run is not None:
+            raise EngineError("batches that mix tasks cannot be answered under ZeRO-3; set evaluate.mixed=false")
         own: dict[str, list[Prediction]] = {name: [] for name in examples}
         with self._evaluating():
             for batch in batches:
@@ -92,7 +112,8 @@ class Evaluator:
         was_training = self.model.training
         self.model.eval()
         try:
-            yield
+            with nullcontext() if self._run is None else dist.lockstep():
+                yield
         finally:
             self.model.train(was_training)
 
@@ -108,6 +129,21 @@ class Evaluator:
         if failure is not None:
             raise failure
         return scores
+
+
+def _as_many_on_all_ranks(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
+    """(batch, True) for this rank's own, then (a batch again, False) until the rank with the most has no more either."""
+    rest = iter(batches)
+    batch = next(rest, None)
+    first = dist.gather_objects(batch is None)
+    # Rows are dealt from rank 0 on, so that it has a batch whenever any rank has one.
+    filler = dist.broadcast_object(batch) if any(first) else batch
+    while dist.any_rank(batch is not None):
+        if batch is not None:
+            filler = batch
+        assert filler is not None
+        yield filler, batch is not None
+        batch = next(rest, None)
 
 
 def _decoded_alike(tasks: Mapping[str, Task], batch: Batch) -> dict[tuple[Decoding, int], list[int]]:

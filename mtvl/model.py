@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -75,8 +75,15 @@ class Model(nn.Module):
             raise PlanError("a merged model cannot be trained; unmerge it first")
         return super().train(mode)
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """loss_weight * loss numerator / denominator: summed over a slot's micro-batches and ranks, the slot's loss."""
+    def forward(self, batch: Batch, action: Callable[[], None] | None = None) -> torch.Tensor:
+        """loss_weight * loss numerator / denominator: summed over a slot's micro-batches and ranks, the slot's loss.
+
+        With an `action` that alone is called: what it runs of the model is then a part of one forward pass of DeepSpeed's,
+        in which partitioned weights are found.
+        """
+        if action is not None:
+            action()
+            return batch.target_weights
         if batch.parts:
             raise PlanError("a batch that mixes tasks by example is for inference; train on batches of one task")
         logits = self.backbone.label_logits(self.backbone.encode(batch), batch.target_ids)
@@ -172,9 +179,9 @@ def _plan_of(method: Any, backbone: Any, tasks: tuple[str, ...]) -> Plan:
     return replace(plan, unfrozen=plan.unfrozen + tower) if tower else plan
 
 
-def build_model(config: RunConfig) -> Model:
-    """Backbone with weights, plan applied, everything else frozen."""
-    backbone = make_backbone(with_visual(config, TASKS_DIR).backbone)
+def build_model(config: RunConfig, *, meta: bool = False) -> Model:
+    """Backbone with weights (with `meta` shapes only), plan applied, everything else frozen."""
+    backbone = make_backbone(with_visual(config, TASKS_DIR).backbone, meta=meta)
     method = make_method(config.petl, paper_compat=config.paper_compat)
     model = Model(backbone, _plan_of(method, backbone, config.tasks), method, config.seed)
     backbone.set_recompute(config.train.recompute, model.active.recompute_contexts)

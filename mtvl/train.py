@@ -30,8 +30,8 @@ from mtvl.checkpoint import (
 from mtvl.config import RunConfig, TowerOptimConfig, to_plain
 from mtvl.data.schedule import Schedule, stable_bits
 from mtvl.engine import Engine, StepReport, peak_memory, start
-from mtvl.engine.settings import read_engine_file
-from mtvl.errors import CheckpointError, ConfigError, EngineError
+from mtvl.engine.settings import check_precision, read_engine_file
+from mtvl.errors import CheckpointError, EngineError
 from mtvl.evaluator import Evaluator
 from mtvl.export import added_rows, base_fingerprint, write_export
 from mtvl.loader import Loader
@@ -117,7 +117,8 @@ class Run:
         torch.manual_seed(
             stable_bits("dropout", config.seed, dist.rank()) % 2**63
         )  # the only use of the global generator
-        self.evaluator = Evaluator(self.model, self.workspace.tokenizer, self.device)
+        run = self.engine.run if self.engine.is_partitioned else None
+        self.evaluator = Evaluator(self.model, self.workspace.tokenizer, self.device, run)
         self.first = 0
         self.best: dict[str, Any] = {}
         self.seen = dict.fromkeys(config.tasks, 0)
@@ -245,18 +246,11 @@ def check_ranks(config: RunConfig) -> None:
 
 
 def check_recipe(config: RunConfig) -> None:
-    """Errors that need no data and no model, before hours are spent on either.
-
-    Validation under ZeRO-3 is refused: answers of unequal length would leave a rank waiting in a gather.
-    """
+    """Errors that need no data and no model, before hours are spent on either."""
     for name in config.tasks:
         load_task(name, root=config.data.folder, overlay=config.task.get(name))
-    stage = read_engine_file(config.engine.file).get("zero_optimization", {}).get("stage", 0)
-    if stage == 3 and (config.train.validate_every > 0 or config.checkpoint.keep_best):
-        raise ConfigError(
-            "validation during training is not available under ZeRO-3; set train.validate_every=0 and "
-            "checkpoint.keep_best=false and evaluate the export, or use ZeRO-2"
-        )
+    read_engine_file(config.engine.file)
+    check_precision(config.train.precision, "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def train(config: RunConfig, folder: Path, *, resume: str = "auto") -> RunResult:

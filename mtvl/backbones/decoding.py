@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from mtvl import dist
+
 # new ids (n, 1), or at first the start id with the prompt (n, L) -> logits (n, K) of the next; the closure owns the cache
 Step = Callable[[torch.Tensor], torch.Tensor]
 Reorder = Callable[[torch.Tensor], None]
@@ -77,7 +79,7 @@ def greedy(step: Step, rows: int, settings: SearchSettings, device: torch.device
         token = torch.where(open_rows, scores.argmax(-1), settings.pad_id)
         ids = torch.cat([ids, token[:, None]], dim=1)
         open_rows &= token != settings.eos_id
-        if not bool(open_rows.any()):
+        if not dist.any_rank(bool(open_rows.any())):  # in lockstep a rank that is done adds padding
             break
     return ids
 
@@ -118,7 +120,7 @@ def beam(
     totals[:, 1:] = -1e9  # all beams start equal: only the first may be expanded
     finished = [_Finished(beams, settings.early_stopping) for _ in range(rows)]
     done = [False] * rows
-    while ids.shape[1] < settings.max_length and not all(done):
+    while ids.shape[1] < settings.max_length and dist.any_rank(not all(done)):
         length = ids.shape[1]
         logits, seen = step(ids[:, seen:]).float(), length
         if settings.force_eos and length == settings.max_length - 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,7 @@ from mtvl.config import RunConfig
 from mtvl.engine.dropout import fast_dropout
 from mtvl.engine.masters import Masters, full_shape
 from mtvl.engine.process import start
-from mtvl.engine.settings import deepspeed_settings
+from mtvl.engine.settings import check_precision, deepspeed_settings
 from mtvl.engine.state import load_state, save_state
 from mtvl.errors import EngineError
 from mtvl.optim import FIRST_WINDOWS, ParameterGroup, build_optimizer, check_groups, learning_rate
@@ -72,8 +72,10 @@ class Engine:
         parameters = dict(model.named_parameters())
         check_groups(parameters, self.groups)
         self.device = start(device)
-        settings = deepspeed_settings(config, micro_steps, dist.world_size())
+        check_precision(config.train.precision, self.device.type)
         trainable = {name: p for name, p in parameters.items() if p.requires_grad}
+        num_trainable = sum(p.numel() for p in trainable.values())
+        settings = deepspeed_settings(config, micro_steps, dist.world_size(), num_trainable)
         self.optimizer = build_optimizer(trainable, self.groups, config.optim)
         self.deepspeed = _initialize(model.to(self.device), self.optimizer, settings)
         self.masters = Masters(self.deepspeed, self.optimizer, trainable)
@@ -135,6 +137,16 @@ class Engine:
         if self._window < self.micro_steps and self.deepspeed.managed_gradient_accumulation():
             self.deepspeed.step()  # no boundary: only counts the micro-step
         return loss.detach()
+
+    @property
+    def is_partitioned(self) -> bool:
+        """True when no rank holds the whole model: all ranks then have to make the same forward passes."""
+        return self.zero_stage == 3
+
+    @torch.no_grad()
+    def run(self, batch: Batch, action: Callable[[], None]) -> None:
+        """Call `action`, which runs parts of the model on `batch`, as one forward pass. Collective under ZeRO-3."""
+        self.deepspeed(batch, action)
 
     def _agree(self, step: int, batches: Sequence[Batch]) -> None:
         """EngineError on all ranks unless all are at the same step with the same tasks in the same order.

@@ -21,7 +21,9 @@ import torch
 import torch.distributed as torch_dist
 
 from mtvl import dist
+from mtvl.engine.meeting import is_needed, meet_others
 from mtvl.errors import EngineError
+from mtvl.machine import check_interfaces, differences, versions
 
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SHARED_MEMORY = Path("/dev/shm")
@@ -43,7 +45,9 @@ def start(device: str | None = None, local_rank: int | None = None) -> torch.dev
     if _device is not None:
         return _device
     _set_launcher_variables(local_rank)
+    several_machines = is_needed()  # before the variables of a single machine are filled in
     chosen = _choose_device(device)
+    check_interfaces()
     _set_build_variables()
     import deepspeed  # after the variables above, which it reads on import
 
@@ -53,6 +57,8 @@ def start(device: str | None = None, local_rank: int | None = None) -> torch.dev
         _leave_out_shared_memory_op()
         atexit.register(remove_shared_memory)
     backend = "nccl" if chosen.type == "cuda" else "gloo"
+    if several_machines:
+        meet_others(backend)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints what it built
             deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)
@@ -61,8 +67,22 @@ def start(device: str | None = None, local_rank: int | None = None) -> torch.dev
             f"the ranks cannot meet at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({error}); does another "
             "job use this port? Give the launcher another one, e.g. deepspeed --master_port 29600"
         ) from None
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        _compare_versions()
     _device = chosen
     return chosen
+
+
+def _compare_versions() -> None:
+    """Under torchrun, which brings the ranks together itself: EngineError unless all run the same programs."""
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        return
+    everyone = dist.gather_objects((socket.gethostname(), versions()))
+    lines = differences({f"rank {rank} ({host})": own for rank, (host, own) in enumerate(everyone)})
+    if lines:
+        raise EngineError(
+            "the ranks do not run the same programs; " + "; ".join(lines) + "; install the same on all machines"
+        )
 
 
 def _set_launcher_variables(local_rank: int | None) -> None:

@@ -24,6 +24,7 @@ ALLOWED = (
     "zero_optimization", "bf16", "fp16", "data_types", "communication_data_type", "comms_logger", "flops_profiler",
     "wall_clock_breakdown", "memory_breakdown",
 )  # fmt: skip
+BUCKET = 500_000_000  # DeepSpeed's, in numbers
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -59,10 +60,22 @@ def precision_of(values: dict[str, Any]) -> str:
     return enabled[0] if enabled else "fp32"
 
 
-def deepspeed_settings(config: RunConfig, micro_steps: int, world_size: int) -> dict[str, Any]:
+def check_precision(precision: str, device: str) -> None:
+    """EngineError for fp16 on a CPU, before DeepSpeed refuses it with less to say."""
+    if precision == "fp16" and device == "cpu":
+        raise EngineError(
+            "fp16 trains on GPUs alone, and this run has a CPU; set train.precision=fp32 engine.file=ds_configs/zero2.json, or "
+            "train.precision=bf16 engine.file=ds_configs/zero2_bf16.json"
+        )
+
+
+def deepspeed_settings(
+    config: RunConfig, micro_steps: int, world_size: int, num_trainable: int = BUCKET
+) -> dict[str, Any]:  # fmt: skip
     """The complete DeepSpeed configuration of a run.
 
-    `micro_steps` is the number of micro-steps of one optimizer step on one rank. Raises EngineError when the engine
+    `micro_steps` is the number of micro-steps of one optimizer step on one rank; the bucket in which gradients are
+    collected is no larger than the `num_trainable` of them. Raises EngineError when the engine
     file contradicts the recipe or asks for something that idle tasks do not survive.
     """
     values = read_engine_file(config.engine.file)
@@ -81,8 +94,13 @@ def deepspeed_settings(config: RunConfig, micro_steps: int, world_size: int) -> 
             raise EngineError(f"{config.engine.file}: '{key}' on nvme is not supported; use cpu or none")
     micro = config.train.micro_batch
     offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+    if stage > 0:
+        # DeepSpeed's own bucket takes 2 GB of every device, however few parameters are trained. With room for all of
+        # them nothing is sent in other pieces than before.
+        zero = {"reduce_bucket_size": min(BUCKET, max(1, num_trainable)), **zero}
     return {
         **values,
+        "zero_optimization": zero,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": micro_steps,
         "train_batch_size": micro * micro_steps * world_size,

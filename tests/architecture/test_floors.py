@@ -15,13 +15,14 @@ ROOT = Path(__file__).parents[2]
 # Room -> floor. A room is a module or a whole package directly under mtvl/, or a top-level folder.
 FLOORS: dict[str, int] = {
     "__init__": 0, "errors": 0,  # everybody may raise our errors, the registry too
-    "types": 1, "sites": 1, "dist": 1, "recipe": 1,
+    "types": 1, "sites": 1, "dist": 1, "recipe": 1, "machine": 1,
     "registry": 1,  # floor 2's packages hold literal Registry tables
     "config": 2, "report": 2, "cards": 2, "data": 2, "backbones": 2, "metrics": 2, "objectives": 2,
     "loader": 3, "tasks": 3, "petl": 3,
     "model": 4, "checkpoint": 4, "reference_parts": 4, "optim": 4, "steps": 4,
     "engine": 5, "export": 5, "evaluator": 5, "workspace": 5, "reference": 5,
     "train": 6, "evaluate": 6, "inspecting": 6, "compare": 6, "gallery": 6, "interchange": 6,
+    "estimate": 6, "nodes": 6,
     "cli": 7,
     "launch": 8, "__main__": 8,
 }  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from distributed import PROJECT_ROOT, free_port, launch, leftovers, rank_environ
 
 from mtvl.config import EngineConfig, OptimConfig, RunConfig, TrainConfig
 from mtvl.engine import process
-from mtvl.engine.settings import OWNED_BY_RECIPE, deepspeed_settings, read_engine_file
+from mtvl.engine.settings import OWNED_BY_RECIPE, check_precision, deepspeed_settings, read_engine_file
 from mtvl.errors import EngineError
 
 FILES = sorted((PROJECT_ROOT / "ds_configs").glob("*.json"))
@@ -40,14 +41,36 @@ def test_every_committed_file_is_usable(file: Path) -> None:
     from deepspeed.runtime.config import DeepSpeedConfig
 
     values = read_engine_file(str(file))
-    precision = "bf16" if "bf16" in file.stem else "fp32"
+    precision = next((p for p in ("bf16", "fp16") if p in file.stem), "fp32")
     settings = deepspeed_settings(config(str(file), precision), 3, 1)
     assert DeepSpeedConfig(settings).zero_config.stage == int(file.stem.removeprefix("zero")[0])
     assert not set(values) & set(OWNED_BY_RECIPE)
 
 
-def test_six_files() -> None:
-    assert [f.stem for f in FILES] == ["zero0", "zero1", "zero2", "zero2_bf16", "zero3", "zero3_bf16"]
+def test_every_file_has_a_row_in_the_readme() -> None:
+    rows = [r for r in (FILES[0].parent / "README.md").read_text().splitlines() if r.startswith("| `")]
+    named = [name for row in rows for name in re.findall(r"`(\w+)\.json`", row.split("|")[1])]
+    assert sorted(named) == [f.stem for f in FILES]
+    assert all(row.count("|") == 5 for row in rows)
+
+
+def test_fp16_on_a_cpu_is_refused_by_us() -> None:
+    given = config("ds_configs/zero2_fp16.json", "fp16")
+    with pytest.raises(EngineError, match="fp16 trains on GPUs alone.*train.precision=bf16"):
+        check_precision(given.train.precision, "cpu")
+    check_precision("fp16", "cuda")
+    assert deepspeed_settings(given, 1, 1)["fp16"]["enabled"]
+
+
+def test_the_bucket_is_no_larger_than_what_is_trained(tmp_path: Path) -> None:
+    def bucket(file: str, trained: int) -> int:
+        return deepspeed_settings(config(file), 1, 1, trained)["zero_optimization"].get("reduce_bucket_size", 0)
+
+    assert bucket("ds_configs/zero2.json", 1000) == bucket("ds_configs/zero3.json", 1000) == 1000
+    assert bucket("ds_configs/zero2.json", 10**10) == 500_000_000  # DeepSpeed's own
+    assert bucket("ds_configs/zero0.json", 1000) == 0
+    own = write(tmp_path, zero_optimization={"stage": 2, "reduce_bucket_size": 77})
+    assert bucket(own, 1000) == 77
 
 
 @pytest.mark.parametrize("clip", [0.0, 5.0])

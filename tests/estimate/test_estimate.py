@@ -1,0 +1,188 @@
+"""Memory, bytes and time of a recipe from shapes alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mtvl.cli import DEFAULT_RECIPE, RECIPES, main
+from mtvl.config import RunConfig, load_run_config
+from mtvl.errors import ConfigError
+from mtvl.estimate.devices import TABLE, load_device
+from mtvl.estimate.report import Work, estimate_rows, layouts, trace_work
+from mtvl.estimate.shapes import largest_batch, rows_of
+from mtvl.estimate.stages import Layout, Sizes, memory, traffic
+from mtvl.estimate.trace import Pass, _Live, fake_tensors, make_fake
+from mtvl.model import build_model, make_plan
+
+SIZES = Sizes(frozen={"trunk": 4_000_000, "norm": 1_000}, trained={"a": 200_000, "b": 200_000})
+ONE = Pass("vqa", 8, 10**6, 10**9, {"a": 200_000})
+
+
+@pytest.fixture(scope="module")
+def config() -> RunConfig:
+    return load_run_config(
+        DEFAULT_RECIPE, ["vqa", "nlvr2"], ["train.global_batch=12", "train.micro_batch=4", "petl.share=none"]
+    )
+
+
+@pytest.fixture(scope="module")
+def work(config: RunConfig) -> Work:
+    return trace_work(config, 2)
+
+
+def test_sizes_are_the_plans(config: RunConfig, work: Work) -> None:
+    plan = make_plan(config)
+    assert sum(work.sizes.trained.values()) == plan.num_trainable
+    assert sum(work.sizes.trained.values()) + sum(work.sizes.frozen.values()) == plan.num_total
+    assert (work.rows, work.micro_steps) == (3, 2)
+
+
+def test_a_task_trains_its_own_parts(work: Work) -> None:
+    for task, other in (("vqa", "nlvr2"), ("nlvr2", "vqa")):
+        names = work.passes[task].trained
+        assert any(f".{task}." in n for n in names) and not any(f".{other}." in n for n in names)
+
+
+def test_activations_are_what_a_real_pass_holds(config: RunConfig) -> None:
+    """The same counter on real tensors, in float32, with the loss that training takes."""
+    rows = rows_of(config, 2)
+    model = build_model(config)
+    batch = largest_batch(config, "nlvr2", model.backbone, rows)
+    assert batch.features.shape[1] == 2
+    model.set_task("nlvr2")
+    live = _Live()
+    for tensor in [*model.parameters(), *model.buffers(), batch.features, batch.source_ids, batch.target_ids]:
+        live.ignore(tensor)
+    with live:
+        model(batch).backward()
+    own = sum(p.grad.numel() * 4 for p in model.parameters() if p.grad is not None)
+    assert trace_work(config, 2).passes["nlvr2"].activation_bytes == pytest.approx(live.peak - own, rel=0.05)
+
+
+def test_the_counter_follows_lifetimes() -> None:
+    live = _Live()
+    with live:
+        a = torch.zeros(1000)
+        b = a.view(10, 100) + 1  # a view holds nothing of its own
+        del a
+        c = torch.zeros(250)
+    assert (live.bytes, live.peak) == (4000 + 1000, 8000)
+    del b, c
+    assert live.bytes == 0
+
+
+def test_fake_parameters_stay_tied_and_frozen() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    model[1].weight = model[0].weight
+    model[0].weight.requires_grad_(False)
+    with fake_tensors():
+        make_fake(model, torch.bfloat16)
+    assert model[0].weight is model[1].weight and not model[0].weight.requires_grad
+    assert model[0].weight.dtype == torch.bfloat16 and model[0].weight.device.type == "cpu"
+
+
+def test_memory_by_stage() -> None:
+    """What each stage splits over 4 devices, by hand."""
+    found = {stage: memory(SIZES, Layout(stage, 4), 7) for stage in range(4)}
+    assert all(m.activations == 7 for m in found.values())
+    assert found[0].optimizer == 2 * 4 * 400_000 and found[2].optimizer == 3 * 4 * 100_000
+    assert found[0].parameters == found[2].parameters == 4 * 4_401_000
+    assert found[2].gradients == 4 * (400_000 + 100_000) < found[1].gradients
+    low = memory(SIZES, Layout(3, 4, live=10**6, reuse=0), 7)
+    # parts of all, the norm whole, and the widest tensor gathered
+    assert low.parameters == 4 * ((1_000_000 + 250 + 100_000) + 1_000 + 4_000_000)
+    assert found[3].parameters > low.parameters  # DeepSpeed's bounds keep all of a small model gathered
+
+
+def test_offload_moves_to_the_host() -> None:
+    on, off = (memory(SIZES, Layout(3, 4, offload_optimizer=o, offload_param=o), 0) for o in (False, True))
+    assert on.host == 0 and off.host > 0 and off.optimizer == 0 and off.total < on.total
+
+
+def test_traffic_by_hand() -> None:
+    passes = [ONE, ONE]
+    assert all(traffic(SIZES, Layout(stage, 1), passes) == 0 for stage in range(4))
+    ring = 3 / 4
+    assert traffic(SIZES, Layout(0, 4), passes) == 2 * ring * 4 * 400_000
+    assert traffic(SIZES, Layout(1, 4), passes) == ring * 4 * (2 * 200_000 + 400_000)
+    assert traffic(SIZES, Layout(2, 4), passes) == ring * 4 * (4 * 200_000 + 400_000)
+    low, high = (traffic(SIZES, Layout(3, 4, reuse=reuse), passes) for reuse in (0, 10**9))
+    assert low - high == ring * 4 * 2 * 4_400_000  # the large ones once more for backward
+    sizes = replace(SIZES, tied=1_000)
+    others = traffic(sizes, Layout(3, 4), passes, alternates=True)
+    assert others == ring * 4 * (2 * 2 * (4_001_000 + 200_000) + (4_400_000 - 1_000) + 2 * 200_000)
+
+
+def test_what_does_not_fit_is_marked(config: RunConfig, work: Work) -> None:
+    device = load_device("t4", "fp32")
+    assert all(row.fits for row in estimate_rows(config, 1, 2, device, work))
+    small = replace(device, memory_gib=device.reserve_gib + 0.001)
+    assert not any(row.fits for row in estimate_rows(config, 1, 2, small, work))
+
+
+def test_more_devices_take_less_time_and_memory(config: RunConfig, work: Work) -> None:
+    device = load_device("a100_80", "fp32")
+    near, far = (estimate_rows(config, nodes, 2 // nodes, device, work) for nodes in (1, 2))
+    assert all(a.seconds < b.seconds for a, b in zip(near, far, strict=True))  # the network is slower than the link
+    assert [row.layout.stage for row in near] == [0, 1, 2, 3]
+
+
+def test_layouts_follow_the_engine_file(tmp_path: Path, config: RunConfig) -> None:
+    file = tmp_path / "engine.json"
+    file.write_text(
+        '{"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}, "stage3_max_reuse_distance": 5}}'
+    )
+    found = layouts(replace(config, engine=replace(config.engine, file=str(file))), 2)
+    assert [x.stage for x in found] == [0, 1, 2, 3, 3] and found[-1].offload_param and found[-1].reuse == 5
+    with pytest.raises(ConfigError, match="'train.precision' is bf16 but the engine file"):
+        layouts(replace(config, train=replace(config.train, precision="bf16")), 2)
+
+
+def test_every_device_is_complete() -> None:
+    import yaml
+
+    for name in yaml.safe_load(TABLE.read_text()):
+        assert load_device(name, "fp32").memory_gib > load_device(name, "fp32").reserve_gib
+    with pytest.raises(ConfigError, match="unknown device 'a100'; did you mean .*'a100_80'"):
+        load_device("a100", "fp32")
+    with pytest.raises(ConfigError, match="v100 does not compute in bf16"):
+        load_device("v100", "bf16")
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "estimate",
+        "--tasks",
+        "vqa",
+        "--nodes",
+        "2",
+        "--gpus-per-node",
+        "4",
+        "--device",
+        "t4",
+        "train.recompute=true",
+    ]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "2 x 4 t4 (16 GiB" in out and out.count("ZeRO ") == 4 and "computed again in backward" in out
+    for wrong, expected in (
+        (["--nodes", "0"], "--nodes must be 1 or more"),
+        (["--device", "gpu"], "unknown device 'gpu'"),
+    ):
+        assert main(["estimate", "--tasks", "vqa", *wrong]) == 2
+        assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "least"), [("clip_bart_large", 400), ("clip_t5_large", 700)])
+def test_large_recipes_are_complete(name: str, least: int) -> None:
+    """Weights are not fetched: sizes by preset."""
+    config = load_run_config(RECIPES / "large" / f"{name}.yaml", [], ["backbone.weights=", "backbone.preset=large"])
+    assert len(config.tasks) == 4 and config.train.precision == "bf16"
+    assert all(layout.precision == "bf16" for layout in layouts(config, 16))
+    assert make_plan(config).num_total > least * 10**6

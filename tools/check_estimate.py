@@ -1,0 +1,223 @@
+"""What `mtvl estimate` says against what runs of two ranks and of one really hold and send, on CPUs.
+
+    python tools/check_estimate.py [--stages 0,1,2,3] [--worlds 1,2] [--methods adapter,full] [--json]
+
+For every cell four optimizer steps on random batches at the limits of the task files. Memory: the most bytes that torch's
+allocator has given out at once between before the model is built and the end of the last step (its profiler counts
+allocations; the batches themselves are made before). Bytes: what goes through torch.distributed in the last step, counted
+as ring algorithms send it. Exit code 1 where an estimate is off by more than 15 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+TOLERANCE = 0.15
+STEPS = 4
+BASE = [
+    "backbone.weights=", "backbone.tokenizer=", "backbone.preset=small", "backbone.dropout=0.1", "train.global_batch=16",
+    "train.micro_batch=4", "train.steps=10", "mixture.slots=1", "optim.warmup_ratio=0",
+]  # fmt: skip
+METHODS = {"adapter": ["petl.name=adapter", "petl.share=none"], "full": ["petl.name=full"]}
+TASKS = ["vqa", "nlvr2"]
+FREE = 1_000  # bytes of a message that are bookkeeping (ranks that agree on a step) and not the model's
+
+
+def configuration(method: str, stage: int, more: list[str]) -> Any:
+    """The run of a cell."""
+    from mtvl.cli import DEFAULT_RECIPE
+    from mtvl.config import load_run_config
+    from mtvl.tasks import TASKS_DIR
+    from mtvl.tasks.visual import with_visual
+
+    overrides = [*BASE, *METHODS[method], f"engine.file=ds_configs/zero{stage}.json", *more]
+    return with_visual(load_run_config(DEFAULT_RECIPE, TASKS, overrides), TASKS_DIR)
+
+
+class Wire:
+    """Counts what this rank sends, by wrapping the collectives of torch.distributed."""
+
+    def __init__(self) -> None:
+        self.bytes, self.calls = 0.0, {}  # type: ignore[var-annotated]
+
+    def install(self, world: int) -> None:
+        """Wrap; before DeepSpeed looks the functions up."""
+        import torch.distributed as group
+
+        ring = (world - 1) / world
+        rules: dict[str, tuple[int, float]] = {  # position of the argument that tells the size, and times it is sent
+            "all_reduce": (0, 2 * ring), "all_gather_into_tensor": (0, ring), "reduce_scatter_tensor": (1, ring),
+            "reduce": (0, ring), "broadcast": (0, ring), "all_gather": (0, ring), "reduce_scatter": (1, ring),
+        }  # fmt: skip
+        for name, (place, times) in rules.items():
+            setattr(group, name, self._counted(name, getattr(group, name), place, times))
+
+    def _counted(self, name: str, function: Callable[..., Any], place: int, times: float) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            value = (
+                args[place] if len(args) > place else next(v for v in kwargs.values() if not isinstance(v, (int, bool)))
+            )
+            tensors = value if isinstance(value, (list, tuple)) else [value]
+            size = sum(t.numel() * t.element_size() for t in tensors)
+            if size >= FREE:
+                self.bytes += times * size
+                self.calls[name] = self.calls.get(name, 0) + size
+            return function(*args, **kwargs)
+
+        return wrapped
+
+
+def peak_bytes(profile: Any) -> int:
+    """Most bytes alive at once, from the allocations and releases that a profile recorded."""
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+def worker(out: Path, method: str, stages: list[int], more: list[str]) -> int:
+    """Measure the cells of one method on this rank, one after the other; rank 0 writes what it saw."""
+    import torch
+
+    wire = Wire()
+    wire.install(int(os.environ["WORLD_SIZE"]))
+    from mtvl import dist
+    from mtvl.engine import finish, start
+
+    start("cpu")
+    torch.set_num_threads(1)
+    found = {}
+    for stage in stages:
+        found[stage] = measure(configuration(method, stage, more), wire)
+        gc.collect()  # what is given back later would count for the next cell
+    if dist.is_main():
+        out.write_text(json.dumps(found))
+    finish(0)
+
+
+def measure(config: Any, wire: Wire) -> dict[str, Any]:
+    """Bytes held and sent by this rank in a few steps."""
+    from torch.profiler import ProfilerActivity, profile
+
+    from mtvl import dist
+    from mtvl.data.schedule import num_micro_steps
+    from mtvl.engine import Engine
+    from mtvl.estimate.shapes import largest_batch, rows_of
+    from mtvl.model import build_model
+    from mtvl.optim import parameter_groups
+
+    world = dist.world_size()
+    micro = num_micro_steps(config.train.global_batch, config.train.micro_batch, world)
+    shape = build_model(config, meta=True).backbone
+    batches = {t: largest_batch(config, t, shape, rows_of(config, world)) for t in TASKS}
+    sent: dict[str, float] = {}
+    wire.calls.clear()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        model = build_model(config)
+        groups = parameter_groups(model.trainable(), model.tasks_of_parameters(), config.optim, model.added())
+        engine = Engine(model, groups, config, micro)
+        for step in range(STEPS):
+            task = TASKS[step % len(TASKS)]
+            before = wire.bytes
+            engine.train_step(step, [batches[task]] * micro)
+            sent[task] = wire.bytes - before
+    return {"memory": peak_bytes(record), "sent": sent, "calls": dict(wire.calls)}
+
+
+def launch(out: Path, world: int, method: str, stages: list[int], more: list[str]) -> dict[int, dict[str, Any]]:
+    """Run the ranks of one method; what was measured by stage."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {
+        **os.environ, "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    command = [sys.executable, __file__, "--worker", str(out), "--methods", method, "--stages",
+               ",".join(map(str, stages)), *more]  # fmt: skip
+    log = out.with_suffix(".log")
+    with log.open("w") as file:
+        ranks = [
+            subprocess.Popen(command, env={**shared, "RANK": str(r), "LOCAL_RANK": str(r)}, stdout=file, stderr=file)
+            for r in range(world)
+        ]
+        codes = [p.wait() for p in ranks]
+    if any(codes):
+        raise SystemExit(f"{out.stem} ended with {codes}:\n{log.read_text()[-4000:]}")
+    return {int(stage): found for stage, found in json.loads(out.read_text()).items()}
+
+
+def estimated(world: int, method: str, stage: int, more: list[str]) -> dict[str, Any]:
+    """What the estimate says of the cell: bytes of memory, and sent in a step of each task."""
+    from mtvl.estimate.report import layouts, trace_work
+    from mtvl.estimate.stages import memory
+
+    config = configuration(method, stage, more)
+    work = trace_work(config, world)
+    layout = next(x for x in layouts(config, world) if x.stage == stage)
+    activations = max(p.activation_bytes for p in work.passes.values())
+    sent = {task: work.sent_bytes(layout, task) for task in work.passes}
+    parts = memory(work.sizes, layout, activations)
+    return {"memory": parts.total, "sent": sent, "parts": vars(parts)}
+
+
+def compare(cell: str, said: dict[str, Any], found: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for memory and, with several ranks, one for the bytes of each task."""
+    pairs = {"memory": (said["memory"], found["memory"])}
+    pairs |= {f"sent {task}": (said["sent"][task], found["sent"][task]) for task in TASKS}
+    return [
+        {"cell": cell, "what": what, "estimated": a, "measured": b, "off": (a - b) / b, "parts": said["parts"],
+         "calls": found["calls"]}
+        for what, (a, b) in pairs.items() if b
+    ]  # fmt: skip
+
+
+def main() -> int:
+    """Run, compare, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stages", default="0,1,2,3")
+    parser.add_argument("--worlds", default="1,2")
+    parser.add_argument("--methods", default="adapter,full")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--worker", type=Path, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    args = parser.parse_intermixed_args()
+    stages, worlds = ([int(x) for x in text.split(",")] for text in (args.stages, args.worlds))
+    methods = args.methods.split(",")
+    if unknown := [m for m in methods if m not in METHODS]:
+        parser.error(f"unknown method {unknown[0]!r}; known: {', '.join(METHODS)}")
+    if args.worker:
+        return worker(args.worker, methods[0], stages, args.overrides)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for method in methods:
+            for world in worlds:
+                found = launch(Path(folder) / f"{method}-world{world}.json", world, method, stages, args.overrides)
+                for stage in stages:
+                    cell = f"{method}-zero{stage}-world{world}"
+                    rows += compare(cell, estimated(world, method, stage, args.overrides), found[stage])
+    if args.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        for row in rows:
+            print(f"{row['cell']:22} {row['what']:10} estimated {row['estimated']:13,.0f}  measured {row['measured']:13,.0f}  "
+                  f"{row['off']:+.1%}")  # fmt: skip
+    worst = max(abs(row["off"]) for row in rows)
+    print(f"{'FAIL' if worst > TOLERANCE else 'PASS'} {len(rows)} figures, the worst is off by {worst:.1%} "
+          f"(tolerance {TOLERANCE:.0%})")  # fmt: skip
+    return int(worst > TOLERANCE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
