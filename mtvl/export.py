@@ -68,7 +68,11 @@ def write_export(
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / "adapter.safetensors.tmp"
-    save_file({k: v.float().cpu().contiguous() for k, v in tensors.items()}, str(temporary))
+    try:
+        save_file({k: v.float().cpu().contiguous() for k, v in tensors.items()}, str(temporary))
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"cannot write {temporary}: {error}; make room there and start again") from None
     os.replace(temporary, folder / "adapter.safetensors")
     temporary = folder / "adapter.json.tmp"
     temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
