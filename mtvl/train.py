@@ -30,6 +30,7 @@ from mtvl.checkpoint import (
 )
 from mtvl.config import RunConfig, TowerOptimConfig, to_plain
 from mtvl.data.schedule import Schedule, stable_bits
+from mtvl.data.skips import SkipLog
 from mtvl.engine import (
     STOPPED_BY_SIGNAL,
     Engine,
@@ -76,7 +77,9 @@ class Run:
         check_ranks(config)
         self.model = build_model(config)
         self.base, self.rows = base_fingerprint(self.model), added_rows(self.model)  # before anything is partitioned
-        self.workspace = Workspace(config, self.model.backbone, device=self.device, say=self.say)
+        self.workspace = Workspace(
+            config, self.model.backbone, device=self.device, say=self.say, skips=SkipLog(folder, dist.rank())
+        )
         self.is_validating = config.train.validate_every > 0 or config.checkpoint.keep_best
         splits = ["train"] + (["val"] if self.is_validating else [])
         self.workspace.prepare([(task, split) for task in config.tasks for split in splits])
