@@ -250,6 +250,9 @@ def _parse_index(folder: Path) -> Index:
         )  # fmt: skip
     except (KeyError, TypeError) as error:
         raise DataError(f"expected the index of tools/shard.py, found a fault ({error}); {AGAIN}", file=file) from None
+    for listed in (*index.shards, index.examples):
+        if not isinstance(listed.name, str) or not _SAFE.fullmatch(listed.name):
+            raise DataError(f"expected names of files in this folder, found {listed.name!r}; {AGAIN}", file=file)
     counted = sum(shard.num_examples for shard in index.shards)
     if not counted == index.examples.num_examples == values["num_examples"]:
         raise DataError(
