@@ -101,9 +101,8 @@ class Run:
             self.model.tower_parameters(),
         )
         self.engine = Engine(self.model, groups, config, self.loader.micro_steps)
-        torch.manual_seed(
-            stable_bits("dropout", config.seed, dist.rank()) % 2**63
-        )  # the only use of the global generator
+        # The only use of the global generator.
+        torch.manual_seed(stable_bits("dropout", config.seed, dist.rank()) % 2**63)
         self.evaluator = Evaluator(self.model, self.workspace.tokenizer, self.device)
         self.watch = Watchdog(config.train.stuck_seconds, folder)
         self.first = 0

@@ -276,7 +276,7 @@ class Collator:
         shape = (len(examples), num_pictures, *self._features.grid)
         return self._features.get([path for e in examples for path in e.visual.images]).view(shape), None
 
-    def _load_video(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _load_video(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Frame tokens (B, 1, P, F) padded to the longest video of the batch, and their mask (B, 1, P)."""
         if self._frames is None:
             raise ConfigError(

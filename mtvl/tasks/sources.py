@@ -103,7 +103,10 @@ class Source:
         """
         rows = self.rows(split)
         if not rows:
-            raise DataError(f"task {self.task}: no row of split {split!r} can be used", file=self.wanted(split)[0])
+            raise DataError(
+                f"task {self.task}: expected rows of split {split!r}, found none that can be used; see the log of what was "
+                "left out", file=self.wanted(split)[0],
+            )  # fmt: skip
         has_videos = rows[0].clip is not None
         if has_videos != bool(self.config.videos):
             wanted, found = ("videos", "pictures") if has_videos else ("pictures", "videos")
