@@ -229,7 +229,7 @@ _VIDEOS: dict[str, Make] = {
     "centuries long": lambda sound, chance: (made.video("matroska", last_pts=2**33), "bad"),
     "a picture": lambda sound, chance: (made.picture("JPEG"), "bad"),
 }
-_OTHERS = (("avi", "mpeg4"), ("matroska", "mpeg4"), ("mpegts", "mpeg2video"), ("mov", "mpeg4"))
+_OTHERS = (("avi", "mpeg4"), ("matroska", "mpeg4"), ("mpegts", "mpeg2video"), ("mov", "mpeg4"), ("flv", "flv"))
 
 
 def no_visual(case: Case, row: int, chance: random.Random) -> None:
