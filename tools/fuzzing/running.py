@@ -122,7 +122,7 @@ def _read(task: str, root: Path, out: Path, policy: str) -> tuple[set[str], int]
     """Uids that reach a batch, and how many records the log of what was left out has."""
     config = RunConfig(
         tasks=(task,), task={task: {"bad_input": {"train": policy, "most": 0.99}}},
-        data=DataConfig(root=str(root), cache=str(out / "cache"), video_decoder="pyav"),
+        data=DataConfig(root=str(root), cache=str(out / "cache"), video_decoder="pyav" if policy == "refuse" else "auto"),
     )  # fmt: skip
     log = SkipLog(out)
     space = Workspace(config, Backbone(), say=lambda _: None, skips=log)
