@@ -94,9 +94,9 @@ def read_config(folder: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig,
     """The recipe inside an export, with overrides, and the rest of its JSON."""
     try:
         content = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
-        values = content["config"]
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{folder / 'adapter.json'} is damaged: {error}") from None
+        values = [content[key] for key in ("config", "tasks", "plan", "base")][0]
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{folder / 'adapter.json'} is damaged ({type(error).__name__}: {error})") from None
     if content.get("format") != FORMAT:
         raise CheckpointError(f"{folder}: export format {content.get('format')}, this version reads {FORMAT}")
     config = parse_section(RunConfig, apply_overrides(values, overrides))

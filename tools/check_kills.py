@@ -96,10 +96,10 @@ class Setup:
     fresh: bool
     overrides: tuple[str, ...]
 
-    def start(self, run: Path) -> Attempt:
+    def start(self, run: Path, *overrides: str) -> Attempt:
         """Start the run, or go on with it."""
         words = ["train", "--tasks", "vqa,gqa,nlvr2,coco", "--run", str(run), *SMALL, f"data.root={self.home / 'world'}",
-                 f"data.cache={self.home / 'cache'}", *self.overrides]  # fmt: skip
+                 f"data.cache={self.home / 'cache'}", *self.overrides, *overrides]  # fmt: skip
         port = _free_port() if self.ranks > 1 else ""
         log = run.with_suffix(".out")
         return Attempt([self._fork(words, rank, port, log) for rank in range(self.ranks)])
@@ -140,13 +140,16 @@ def is_saving(run: Path) -> bool:
     return False
 
 
-def disturb(attempt: Attempt, run: Path, chance: random.Random, whole_seconds: float) -> str:
-    """Kill `attempt` at a random moment; returns in words where it was, or "" when it ended before that."""
-    moment = chance.choice(MOMENTS)
+def disturb(attempt: Attempt, run: Path, chance: random.Random, whole_seconds: float, surely: bool) -> str:
+    """Kill `attempt` at a random moment; returns in words where it was, or "" when it ended before that.
+
+    `surely` leaves out the moments that may come too late.
+    """
+    moment = chance.choice(MOMENTS[1:] if surely else MOMENTS)
     begin, seen, was_saving = time.monotonic(), 0, False
     wanted_seconds = chance.uniform(0, 1.1 * whole_seconds)
-    wanted_step = chance.randint(1, STEPS)
-    wanted_save = chance.randint(1, 4)
+    wanted_step = chance.randint(1, STEPS - 6 if surely else STEPS)
+    wanted_save = 1 if surely else chance.randint(1, 4)
     delay = chance.uniform(0, 0.02) if moment == "save" else chance.uniform(0, 0.1)
     while not attempt.poll():
         now_saving = is_saving(run)
@@ -173,9 +176,9 @@ def disturb(attempt: Attempt, run: Path, chance: random.Random, whole_seconds: f
     return place + (" (one rank)" if alone else "")
 
 
-def to_the_end(setup: Setup, run: Path) -> None:
+def to_the_end(setup: Setup, run: Path, *overrides: str) -> None:
     """Start the run once more and wait for its end."""
-    attempt = setup.start(run)
+    attempt = setup.start(run, *overrides)
     if not attempt.wait(PATIENCE_SECONDS):
         attempt.kill()
         raise MtvlError(f"no end within {PATIENCE_SECONDS:.0f} s")
@@ -223,14 +226,17 @@ def _records(run: Path) -> list[dict[str, object]]:
     return [{k: v for k, v in json.loads(line).items() if k not in NOT_COMPARED} for line in lines]
 
 
-def one_run(setup: Setup, number: int, seed: int, whole_seconds: float) -> tuple[list[str], list[str]]:
-    """One disturbed run: where it was killed, and what is wrong with it."""
+def one_run(setup: Setup, number: int, seed: int, kills: int, whole_seconds: float) -> tuple[list[str], list[str]]:
+    """One disturbed run: where it was killed (`kills` times; 0: one to three), and what is wrong with it."""
     chance, run = random.Random(f"{seed}:{number}"), setup.home / f"run_{number}"
     places: list[str] = []
     try:
-        for _ in range(chance.randint(1, 3)):
-            if place := disturb(setup.start(run), run, chance, whole_seconds):
+        wanted = kills or chance.randint(1, 3)
+        for _ in range(wanted):
+            if place := disturb(setup.start(run), run, chance, whole_seconds, surely=kills > 0):
                 places.append(place)
+        if kills and len(places) < kills:
+            raise MtvlError(f"{len(places)} of {kills} kills came before the run had ended; take another seed")
         to_the_end(setup, run)
         faults = differences(run, setup.home / "undisturbed")
     except (MtvlError, OSError, ValueError) as error:
@@ -240,17 +246,17 @@ def one_run(setup: Setup, number: int, seed: int, whole_seconds: float) -> tuple
     return places, faults
 
 
-def check(setup: Setup, numbers: Sequence[int], seed: int) -> int:
+def check(setup: Setup, numbers: Sequence[int], seed: int, kills: int = 0) -> int:
     """All runs; returns how many were as undisturbed."""
     ensure_miniworld(setup.home / "world", size="tiny", progress=lambda _: None)
-    to_the_end(setup, setup.home / "warm_up")  # computes the features
+    to_the_end(setup, setup.home / "warm_up", "train.steps=1")  # computes the features
     begin = time.monotonic()
     to_the_end(setup, setup.home / "undisturbed")
     whole = time.monotonic() - begin
     print(f"undisturbed: {STEPS} steps with {STEPS // 2} saves in {whole:.1f} s", flush=True)
     good, kinds, begin = 0, Counter[str](), time.monotonic()
     for done, number in enumerate(numbers, start=1):
-        places, faults = one_run(setup, number, seed, whole)
+        places, faults = one_run(setup, number, seed, kills, whole)
         good += not faults
         kinds.update("while saving" if "saving" in p else "while starting" if " 0" in p else "between" for p in places)
         spent = time.monotonic() - begin
@@ -288,6 +294,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, default=None, metavar="N", help="run N alone")
+    parser.add_argument("--kills", type=int, default=0, metavar="K", help="K in each run; default: one to three")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--fresh", action="store_true", help="a new interpreter for every start")
     parser.add_argument(
@@ -306,7 +313,7 @@ def main() -> int:
             home.mkdir(parents=True, exist_ok=True)
             import_all()
             setup = Setup(home.resolve(), args.ranks, args.fresh, tuple(args.overrides))
-            good = check(setup, numbers, args.seed)
+            good = check(setup, numbers, args.seed, args.kills)
         except MtvlError as error:
             print(f"check_kills: error: {error}", file=sys.stderr)
             return 2

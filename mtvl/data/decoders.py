@@ -129,7 +129,9 @@ def _table_of(container: Any, path: str) -> FrameTable:
         raise DataError("expected a video, found a file without a single frame; fetch the file again", file=path)
     pts = np.array([row[0] for row in shown], dtype=np.int64)
     length = shown[-1][1] or (int(np.median(np.diff(pts))) if len(pts) > 1 else 0)
-    trusted = all(row[3] for row in rows) and bool((np.diff(pts) > 0).all()) and container.format.name not in _SEEKS_WRONGLY
+    trusted = (
+        all(row[3] for row in rows) and bool((np.diff(pts) > 0).all()) and container.format.name not in _SEEKS_WRONGLY
+    )
     tick_seconds = float(stream.time_base)
     return FrameTable(
         times=(pts - pts[0]) * tick_seconds,
