@@ -39,16 +39,29 @@ def write_checkpoint(
 
     `writer(folder)` is called on all ranks and puts files into the temporary folder (rank 0's share and its own).
     `fingerprints` name what the state belongs to (base weights, plan, tasks, groups) and are compared on resume;
-    `progress` is plain JSON of the caller. Raises CheckpointError on all ranks when any rank fails; the checkpoints
-    that were there stay as they are.
+    `progress` is plain JSON of the caller. Raises CheckpointError on all ranks when any rank fails (a full disk); the
+    checkpoints that were there stay as they are, and what was written of this one is removed.
     """
     final = run / FOLDER / f"step_{step}"
     folder = final.with_name(final.name + ".tmp")
-    _together(lambda: _make_empty(folder) if dist.is_main() else None)
-    _together(lambda: writer(folder))
     state = {"format": FORMAT, "step": step, "fingerprints": dict(fingerprints), "progress": dict(progress or {})}
-    _together(lambda: _seal(folder, final, state) if dist.is_main() else None)
+    try:
+        _together(lambda: _make_empty(folder) if dist.is_main() else None)
+        _together(lambda: writer(folder))
+        _together(lambda: _seal(folder, final, state) if dist.is_main() else None)
+    except CheckpointError as error:
+        if dist.is_main():
+            shutil.rmtree(folder, ignore_errors=True)  # half a checkpoint on a full disk helps nobody
+        raise CheckpointError(f"the checkpoint of step {step} was not written; {error}. {left_of(run)}") from error
     return final
+
+
+def left_of(run: Path) -> str:
+    """Words on what a run that breaks off can go on from."""
+    steps = steps_of(run)
+    if not steps:
+        return f"There is no checkpoint in {run} yet: the same command begins again"
+    return f"{run / FOLDER / f'step_{steps[-1]}'} stays: the same command goes on from there"
 
 
 def _together(action: Callable[[], None]) -> None:
@@ -60,7 +73,7 @@ def _together(action: Callable[[], None]) -> None:
         failure = f"rank {dist.rank()}: {error}"
     failures = [f for f in dist.gather_objects(failure) if f]
     if failures:
-        raise CheckpointError("the checkpoint was not written; " + "; ".join(failures))
+        raise CheckpointError("; ".join(failures))
 
 
 def _make_empty(folder: Path) -> None:
@@ -199,14 +212,15 @@ def read_state(folder: Path, fingerprints: Mapping[str, str] | None = None) -> d
     return state
 
 
-def retain(run: Path, keep_last: int, protected: Iterable[int] = ()) -> list[int]:
+def retain(run: Path, keep_last: int, protected: Iterable[int] = (), newest: int | None = None) -> list[int]:
     """Delete all but the newest `keep_last` checkpoints and the `protected` steps; returns the deleted steps.
 
-    Name the best checkpoint and the one that was resumed from in `protected`. Acts on rank 0 only.
+    Name the best checkpoint and the one that was resumed from in `protected`. Steps above `newest` are left alone and
+    do not count: a run that went on from an older checkpoint found them damaged. Acts on rank 0 only.
     """
     if not dist.is_main():
         return []
-    steps = steps_of(run)
+    steps = [step for step in steps_of(run) if newest is None or step <= newest]
     kept = {*steps[len(steps) - min(max(keep_last, 1), len(steps)) :], *protected}
     deleted = [step for step in steps if step not in kept]
     for step in deleted:

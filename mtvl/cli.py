@@ -256,7 +256,11 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb. Errors that a user can mend are printed without a traceback; the exit code is then 2."""
+    """Run a verb. Errors that a user can mend are printed without a traceback; the exit code is then 2.
+
+    0: done. 1: an unexpected error. 75: another rank was lost, or a step was stuck. 143: stopped by a signal, and saved.
+    After 75 and 143 the same command goes on.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         lines = [f"  {name:9} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
@@ -269,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = VERBS[arguments[0]](arguments[1:])
     except MtvlError as error:
         print(f"mtvl: error: {error}", file=sys.stderr, flush=True)
-        code = 2
+        code = error.exit_code
     except SystemExit as error:  # argparse
         code = error.code if isinstance(error.code, int) else 2
     except BaseException:

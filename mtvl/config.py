@@ -71,6 +71,9 @@ class TrainConfig:
     recompute: bool = False  # activation recompute in the backbone's layers
     log_every: int = 10
     precision: str = "fp32"  # fp32 | bf16 | fp16 (GPUs alone); must agree with the engine file
+    stuck_seconds: float = (
+        1800.0  # a step, save or validation batch that takes longer ends the run with a report; 0 = never
+    )
 
 
 @dataclass(frozen=True)
@@ -311,7 +314,7 @@ def _check_numbers(config: RunConfig) -> None:
             raise ConfigError(f"'{key}' must be above 0, found {number}")
     not_negative = {
         "data.workers": config.data.workers, "data.max_examples": config.data.max_examples,
-        "train.validate_every": config.train.validate_every, "train.validate_examples": config.train.validate_examples,
+        "train.stuck_seconds": config.train.stuck_seconds, "train.validate_every": config.train.validate_every, "train.validate_examples": config.train.validate_examples,
         "optim.clip_norm": config.optim.clip_norm, "optim.weight_decay": config.optim.weight_decay,
         "optim.backbone_lr_scale": config.optim.backbone_lr_scale,
         "evaluate.num_beams": config.evaluate.num_beams, "optim.tower.lr": config.optim.tower.lr,

@@ -7,7 +7,12 @@ from collections.abc import Iterable
 
 
 class MtvlError(Exception):
-    """Base of all errors that a user can mend; the command line prints them without a traceback."""
+    """Base of all errors that a user can mend; the command line prints them without a traceback.
+
+    `exit_code` is what the command then ends with.
+    """
+
+    exit_code = 2
 
 
 class ConfigError(MtvlError):
@@ -34,6 +39,12 @@ class CheckpointError(MtvlError):
 
 class EngineError(MtvlError):
     """Training cannot go on (ranks disagree, loss not finite, engine settings contradict the recipe)."""
+
+
+class LostRankError(MtvlError):
+    """Another rank ended, or cannot be reached any more; the same command goes on from the newest checkpoint."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
 def near_names(name: str, known: Iterable[str]) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from mtvl import dist
 from mtvl.config import RunConfig
 from mtvl.data.mixed import mixed_batches
+from mtvl.data.skips import SkipLog
 from mtvl.engine import Partitioned, start
 from mtvl.errors import CheckpointError, ConfigError, DataError
 from mtvl.evaluator import Evaluator
@@ -53,7 +54,10 @@ def evaluate(
     ending = "" if split == "test" else f"_{split}"  # figures of another split do not replace those of the test
     table_file, predictions = out or folder / f"eval{ending}.json", folder / f"predictions{ending}"
 
-    results, per_item = _evaluate_model(model, replace(config, tasks=names), split, device, say, predictions, True)
+    skips = SkipLog(folder, dist.rank())
+    results, per_item = _evaluate_model(
+        model, replace(config, tasks=names), split, device, say, skips, predictions, True
+    )
     if baseline is not None:
         other, other_config, _ = load_export(baseline, overrides)
         # The same items as above, or the gain would not be paired.
@@ -61,7 +65,7 @@ def evaluate(
             other_config, tasks=on_both, data=replace(config.data, text_only=True), evaluate=config.evaluate
         )
         say("text-only baseline (the same model, trained and run with the visual input zeroed)")
-        shared, other_items = _evaluate_model(other, other_config, split, device, say, None, False)
+        shared, other_items = _evaluate_model(other, other_config, split, device, say, skips, None, False)
         for name in (n for n in on_both if n in results):
             results[name]["text_only"] = shared[name]["score"]
             results[name] |= _gain(per_item[name], other_items[name])
@@ -95,12 +99,19 @@ def _text_only_baseline(
 
 
 def _evaluate_model(
-    model: Any, config: RunConfig, split: str, device: Any, say: Any, predictions: Path | None, baselines: bool
+    model: Any,
+    config: RunConfig,
+    split: str,
+    device: Any,
+    say: Any,
+    skips: SkipLog,
+    predictions: Path | None,
+    baselines: bool,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Mapping[str, float]]]:
     """Predict and score every task of `config`; returns results and per-item primary scores."""
     # Every item is read once, so there is nothing to gain from filling the store on the way.
     config = replace(config, data=replace(config.data, fill="eager"))
-    workspace = Workspace(config, model.backbone, tower=model.trained_tower, device=device, say=say)
+    workspace = Workspace(config, model.backbone, tower=model.trained_tower, device=device, say=say, skips=skips)
     workspace.prepare([(task, split) for task in config.tasks])
     run = Partitioned(model, config).run if config.evaluate.partitioned else None
     evaluator = Evaluator(model.to(device) if run is None else model, workspace.tokenizer, device, run)

@@ -68,7 +68,11 @@ def write_export(
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / "adapter.safetensors.tmp"
-    save_file({k: v.float().cpu().contiguous() for k, v in tensors.items()}, str(temporary))
+    try:
+        save_file({k: v.float().cpu().contiguous() for k, v in tensors.items()}, str(temporary))
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"cannot write {temporary}: {error}; make room there and start again") from None
     os.replace(temporary, folder / "adapter.safetensors")
     temporary = folder / "adapter.json.tmp"
     temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -90,9 +94,9 @@ def read_config(folder: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig,
     """The recipe inside an export, with overrides, and the rest of its JSON."""
     try:
         content = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
-        values = content["config"]
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{folder / 'adapter.json'} is damaged: {error}") from None
+        values = [content[key] for key in ("config", "tasks", "plan", "base")][0]
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{folder / 'adapter.json'} is damaged ({type(error).__name__}: {error})") from None
     if content.get("format") != FORMAT:
         raise CheckpointError(f"{folder}: export format {content.get('format')}, this version reads {FORMAT}")
     config = parse_section(RunConfig, apply_overrides(values, overrides))

@@ -12,10 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from mtvl.config import RunConfig
-from mtvl.data.collate import IGNORE, Collator
+from mtvl.data.collate import IGNORE, Collator, without_rows
 from mtvl.data.schedule import Schedule, Slot, num_micro_steps, slice_slot
 from mtvl.errors import ConfigError
 from mtvl.types import Batch, Example, Task
@@ -133,7 +131,7 @@ class Loader:
             chosen = [rows[i] for i in piece.ids]
             batch = self._collator.collate(slot.task, chosen, epoch_keys=piece.epochs, training=True)
             if piece.is_filler:
-                batch = _as_filler(batch)
+                batch = without_rows(batch, range(len(batch.uids)))
             yield replace(batch, loss=loss, denominator=denominator, loss_weight=weight)
 
 
@@ -150,13 +148,3 @@ def evaluation_batches(
         batch = collator.collate(task.name, own[first : first + batch_size], training=False)
         count = int((batch.target_ids != IGNORE).sum()) if task.loss == "token_mean" else len(batch.uids)
         yield replace(batch, loss=task.loss, denominator=float(max(1, count)))
-
-
-def _as_filler(batch: Batch) -> Batch:
-    """The batch with rows that count for nothing, under either kind of loss."""
-    return replace(
-        batch,
-        uids=("",) * len(batch.uids),
-        target_ids=torch.full_like(batch.target_ids, IGNORE),
-        target_weights=torch.zeros_like(batch.target_weights),
-    )

@@ -13,6 +13,7 @@ from mtvl.errors import ConfigError, near_names
 
 # Sections whose keys depend on their `name`, and the name that stands when a recipe leaves the section out.
 NAMED_SECTIONS = {"backbone": "clip_bart", "petl": "adapter"}
+MAX_VALUES = 100_000  # of a file; ten lines of aliases to aliases are billions
 BASE = "base"  # key of a recipe: the recipe that it is laid over, a path from its own folder
 
 
@@ -28,9 +29,23 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: expected YAML of ordinary depth, found hundreds of nested levels") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected keys and values at the top, found {type(values).__name__}")
+    _check_size(values, path)
     return values
+
+
+def _check_size(values: Any, path: str | Path) -> None:
+    """ConfigError for a file whose aliases unfold into more than `MAX_VALUES`, or into themselves."""
+    count, rest = 0, [values]
+    while rest:
+        value = rest.pop()
+        count += 1
+        if count > MAX_VALUES:
+            raise ConfigError(f"{path}: expected at most {MAX_VALUES} values, found more once its aliases are unfolded")
+        rest += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:

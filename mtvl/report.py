@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -65,13 +66,28 @@ class JsonLines:
         self._file: TextIO = path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record; floats keep all digits, so that runs can be compared bit for bit."""
-        self._file.write(json.dumps(record) + "\n")
+        """Append one record; floats keep all digits, so that runs can be compared bit for bit.
+
+        What is not finite becomes null: NaN is not JSON, and other readers stop at it.
+        """
+        self._file.write(json.dumps(_strict(record)) + "\n")
         self._file.flush()
+
+    def to_disk(self) -> None:
+        """Wait until the records are on the disk: a checkpoint must not outlive the records of its steps."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _strict(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _is_before(line: str, step: int) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ import yaml
 from mtvl import dist
 from mtvl.checkpoint import (
     find_resumable,
+    left_of,
     read_done,
     read_state,
     remove_unfinished,
@@ -29,9 +30,19 @@ from mtvl.checkpoint import (
 )
 from mtvl.config import RunConfig, TowerOptimConfig, to_plain
 from mtvl.data.schedule import Schedule, stable_bits
-from mtvl.engine import Engine, StepReport, peak_memory, start
+from mtvl.data.skips import SkipLog
+from mtvl.engine import (
+    STOPPED_BY_SIGNAL,
+    Engine,
+    StepReport,
+    StopFlag,
+    Watchdog,
+    lost_ranks_named,
+    peak_memory,
+    start,
+)
 from mtvl.engine.settings import check_precision, read_engine_file
-from mtvl.errors import CheckpointError, EngineError
+from mtvl.errors import CheckpointError, ConfigError, EngineError
 from mtvl.evaluator import Evaluator
 from mtvl.export import added_rows, base_fingerprint, write_export
 from mtvl.loader import Loader
@@ -43,7 +54,7 @@ from mtvl.tasks.visual import with_visual
 from mtvl.types import Example
 from mtvl.workspace import Workspace
 
-STOPPED_BY_SIGNAL = 143  # 128 + SIGTERM: saved, can be resumed
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @dataclass
@@ -53,32 +64,6 @@ class RunResult:
     code: int
     step: int
     metrics: dict[str, float]
-
-
-class StopFlag:
-    """SIGTERM and SIGINT ask for a checkpoint and an orderly end; a second SIGINT interrupts at once."""
-
-    def __init__(self) -> None:
-        self.is_set = False
-
-    def _handle(self, number: int, _frame: object) -> None:
-        if self.is_set and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.is_set = True
-
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[StopFlag]:
-        """Install the handlers for the duration of the loop."""
-        before = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def agreed(self) -> bool:
-        """True on all ranks at the same step when any rank was signalled."""
-        return dist.sum_floats([float(self.is_set)])[0] > 0
 
 
 class Run:
@@ -92,7 +77,9 @@ class Run:
         check_ranks(config)
         self.model = build_model(config)
         self.base, self.rows = base_fingerprint(self.model), added_rows(self.model)  # before anything is partitioned
-        self.workspace = Workspace(config, self.model.backbone, device=self.device, say=self.say)
+        self.workspace = Workspace(
+            config, self.model.backbone, device=self.device, say=self.say, skips=SkipLog(folder, dist.rank())
+        )
         self.is_validating = config.train.validate_every > 0 or config.checkpoint.keep_best
         splits = ["train"] + (["val"] if self.is_validating else [])
         self.workspace.prepare([(task, split) for task in config.tasks for split in splits])
@@ -114,11 +101,11 @@ class Run:
             self.model.tower_parameters(),
         )
         self.engine = Engine(self.model, groups, config, self.loader.micro_steps)
-        torch.manual_seed(
-            stable_bits("dropout", config.seed, dist.rank()) % 2**63
-        )  # the only use of the global generator
+        # The only use of the global generator.
+        torch.manual_seed(stable_bits("dropout", config.seed, dist.rank()) % 2**63)
         run = self.engine.run if self.engine.is_partitioned else None
         self.evaluator = Evaluator(self.model, self.workspace.tokenizer, self.device, run)
+        self.watch = Watchdog(config.train.stuck_seconds, folder)
         self.first = 0
         self.best: dict[str, Any] = {}
         self.seen = dict.fromkeys(config.tasks, 0)
@@ -161,7 +148,11 @@ class Run:
             "step": done, "task": "+".join(report.losses), "loss": report.loss, "losses": dict(report.losses),
             "lr": report.lr, "grad_norm": report.grad_norm, "samples_per_second": round(rate, 3),
             "skipped": report.skipped, "samples": dict(self.seen), "memory_bytes": peak_memory(),
+            **({"suspects": list(report.suspects)} if report.skipped else {}),
         })  # fmt: skip
+        if report.skipped:
+            self.say(f"step {done} was skipped, its loss or gradient was not finite (skipped so far: "
+                     f"{self.engine.skipped_steps}); examples: {', '.join(report.suspects)}")  # fmt: skip
         losses = " ".join(f"{t} {v:.3f}" for t, v in report.losses.items())
         self.progress.update(done, f"loss {report.loss:.4f} ({losses}) {rate:.0f} samples/s")
         if done % self.config.train.log_every == 0:
@@ -170,7 +161,7 @@ class Run:
 
     def validate(self, done: int) -> None:
         """Score the validation examples; a new best is exported into `best/`."""
-        self.metrics = validate(self.workspace, self.evaluator, self.loader, self.config)
+        self.metrics = validate(self.workspace, self.evaluator, self.loader, self.config, self.watch)
         self.say(f"validation at step {done}: " + "  ".join(f"{k} {v:.2f}" for k, v in self.metrics.items()))
         if self.log is not None and self.scalars is not None:
             self.log.write({"step": done, "validation": self.metrics})
@@ -181,9 +172,13 @@ class Run:
 
     def save(self, done: int) -> None:
         """Write a checkpoint and delete those that are not kept."""
+        self.watch.beat(f"saving step {done}")
+        if self.log is not None:
+            self.log.to_disk()
         progress = {"best": self.best, "samples": self.seen, "validation": self.metrics}
         write_checkpoint(self.folder, done, self.engine.save, self.identity, progress)
-        retain(self.folder, self.config.checkpoint.keep_last, [self.first] + ([self.best["step"]] if self.best else []))
+        protected = [self.first] + ([self.best["step"]] if self.best else [])
+        retain(self.folder, self.config.checkpoint.keep_last, protected, newest=done)
 
     def export(self, name: str, done: int) -> None:
         """Write the adapter export `name`. Collective."""
@@ -267,33 +262,22 @@ def train(config: RunConfig, folder: Path, *, resume: str = "auto") -> RunResult
 
 def carry_out(run: Run, resume: str = "auto") -> RunResult:
     """What `train` does once a run is built: resume, the steps that are left, validation, checkpoints, export, DONE."""
-    config, folder, steps = run.config, run.folder, run.config.train.steps
+    folder, steps = run.folder, run.config.train.steps
     run.resume(resume)
     if run.first == steps and (finished := dist.broadcast_object(read_done(folder))):
         run.say(f"{folder} is complete (step {finished['step']}); nothing to do")
         return RunResult(0, steps, finished["metrics"])
     run.open_logs()
 
-    with StopFlag().watching() as stop, contextlib.closing(run):
-        clock = time.perf_counter()
-        for step, batches in run.loader.iterate(run.first, steps):
-            report = run.engine.train_step(step, batches)
-            done = step + 1
-            run.record(done, report, time.perf_counter() - clock)
-            every = config.train.validate_every or steps
-            if run.is_validating and (done == steps or done % every == 0):
-                run.validate(done)
-                run.save(done)
-            elif done == steps or done % config.checkpoint.every_steps == 0:
-                run.save(done)
-            if done < steps and stop.agreed():
-                run.save(done)
-                run.say(f"stopped by a signal after step {done}; the state is saved; go on with --run {folder}")
-                return RunResult(STOPPED_BY_SIGNAL, done, run.metrics)
-            clock = time.perf_counter()  # saving and validating are not training speed
-
-    run.export("export", steps)
-    write_done(folder, steps, run.metrics)
+    with StopFlag().watching() as stop, run.watch.watching(), failures_named(folder):
+        with contextlib.closing(run):
+            done = take_steps(run, stop)
+        if done < steps:
+            run.say(f"stopped by a signal after step {done}; the state is saved; go on with --run {folder}")
+            return RunResult(STOPPED_BY_SIGNAL, done, run.metrics)
+        run.watch.beat("the export")
+        run.export("export", steps)
+        write_done(folder, steps, run.metrics)
     shares = ", ".join(f"{task} {share:.1%}" for task, share in run.shares.items())
     run.say(f"samples seen per task: {json.dumps(run.seen)}; asked shares of the slots: {shares}")
     stats = run.loader.stats()
@@ -303,6 +287,43 @@ def carry_out(run: Run, resume: str = "auto") -> RunResult:
         run.say(f"note: {warning}")
     run.say(f"export in {folder / 'export'}")
     return RunResult(0, steps, run.metrics)
+
+
+def take_steps(run: Run, stop: StopFlag) -> int:
+    """The steps that are left, with their validations and checkpoints; returns the last step: less than all when stopped."""
+    config, steps = run.config, run.config.train.steps
+    clock = time.perf_counter()
+    for step, batches in run.loader.iterate(run.first, steps):
+        done = step + 1
+        run.watch.beat(f"step {done} ({', '.join(sorted({b.task for b in batches}))})")
+        report = run.engine.train_step(step, batches)
+        run.record(done, report, time.perf_counter() - clock)
+        every = config.train.validate_every or steps
+        if run.is_validating and (done == steps or done % every == 0):
+            run.validate(done)
+            run.save(done)
+        elif done == steps or done % config.checkpoint.every_steps == 0:
+            run.save(done)
+        if done < steps and stop.agreed():
+            run.save(done)
+            return done
+        run.watch.beat(f"getting the batches of step {done + 1}")
+        clock = time.perf_counter()  # saving and validating are not training speed
+    return steps
+
+
+@contextlib.contextmanager
+def failures_named(folder: Path) -> Iterator[None]:
+    """A full disk and a lost rank, in words that say what is left of the run in `folder`."""
+    try:
+        with lost_ranks_named(lambda: left_of(folder)):
+            yield
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        raise CheckpointError(
+            f"cannot write {error.filename or 'into ' + str(folder)} ({error.strerror}); make room there. {left_of(folder)}"
+        ) from error
 
 
 def run_folder(run: Path | None, recipe: Path) -> Path:
@@ -319,7 +340,9 @@ def run_folder(run: Path | None, recipe: Path) -> Path:
     return run
 
 
-def validate(workspace: Workspace, evaluator: Evaluator, loader: Loader, config: RunConfig) -> dict[str, float]:
+def validate(
+    workspace: Workspace, evaluator: Evaluator, loader: Loader, config: RunConfig, watch: Watchdog
+) -> dict[str, float]:
     """Primary metric of every task on evenly spread validation examples, and their mean (CIDEr x 100 included)."""
     metrics = {}
     for name, task in workspace.tasks.items():
@@ -328,6 +351,7 @@ def validate(workspace: Workspace, evaluator: Evaluator, loader: Loader, config:
         if limit and len(rows) > limit:
             rows = [rows[i * len(rows) // limit] for i in range(limit)]
         batches = loader.evaluation_batches(name, rows, config.evaluate.batch, dist.rank(), dist.world_size())
+        batches = watch.over(batches, f"validation of {name}")
         scores = evaluator.score(task, rows, evaluator.predict(task, rows, batches))
         metrics[name] = float(scores.metrics[scores.primary])
     metrics["average"] = sum(metrics.values()) / len(metrics)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from mtvl.data import shards
 from mtvl.data.collate import Collator
 from mtvl.data.features import FeatureStore, FrameStore, PixelSource
 from mtvl.data.miniworld.write import ensure_miniworld
+from mtvl.data.skips import REFUSE, Sieve, SkipLog
 from mtvl.errors import CheckpointError, ConfigError, DataError, MtvlError
 from mtvl.tasks import load_task
 from mtvl.types import Example, Task
@@ -53,20 +54,25 @@ class Workspace:
 
     def __init__(
         self, config: RunConfig, backbone: Any, *, tower: str = "", device: Any = "cpu",
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None] = print, skips: SkipLog | None = None,
     ) -> None:  # fmt: skip
         """`tower`: fingerprint of the towers on whose features the model was trained ("" when it is not known).
 
-        `device` is where towers compute what is not stored yet.
+        `device` is where towers compute what is not stored yet. With `skips`, what cannot be used is left out where
+        `bad_input` of the task says so; without, it is an error.
         """
-        self.config, self.say = config, say
+        self.config, self.say, self._skips = config, say, skips
         self.root = data_root(config, say)
-        self.tasks: dict[str, Task] = {
+        tasks = {
             name: load_task(
                 name, root=self.root, family=backbone.family, evaluate=config.evaluate, overlay=config.task.get(name)
             )
             for name in config.tasks
         }
+        self.tasks: dict[str, Task] = dict(tasks)
+        self._bad_input = {name: task.config.bad_input for name, task in tasks.items()}
+        self._usable = {name: task.usable_examples for name, task in tasks.items()}
+        self._sieves: dict[tuple[str, str], Sieve] = {}
         self.tokenizer = backbone.tokenizer()
         self.features, self.frames, self.tower_names = open_stores(config, backbone)
         self.tower_fingerprint = "+".join(self.tower_names.values())
@@ -82,7 +88,7 @@ class Workspace:
         self.collator = Collator(
             self.tokenizer, self.features, {n: t.limits for n, t in self.tasks.items()},
             frames=self.frames, max_frames=backbone.max_frames, max_tokens=backbone.max_tokens,
-            seed=config.seed, text_only=config.data.text_only,
+            seed=config.seed, text_only=config.data.text_only, on_bad=None if skips is None else self._found_bad,
         )  # fmt: skip
         self._examples: dict[tuple[str, str], list[Example]] = {}
 
@@ -90,13 +96,47 @@ class Workspace:
         """Examples of a split (read once), cut to `data.max_examples` evenly spread rows when that is set."""
         key = (task, split)
         if key not in self._examples:
-            rows = list(self.tasks[task].examples(split))
+            sieve = self._sieve(task, split)
+            rows = list(self.tasks[task].examples(split) if sieve is None else self._usable[task](split, sieve))
             self._check_shards(task, split)
             limit = self.config.data.max_examples
             if limit and len(rows) > limit:
                 rows = [rows[i * len(rows) // limit] for i in range(limit)]
             self._examples[key] = rows
         return self._examples[key]
+
+    def _sieve(self, task: str, split: str) -> Sieve | None:
+        """What takes the faults of a split; None where they are errors."""
+        policy = self._bad_input[task]
+        if self._skips is None or (policy.train if split == "train" else policy.evaluate) == REFUSE:
+            return None
+        return self._sieves.setdefault((task, split), Sieve(task, split, policy.most, self._skips))
+
+    def _found_bad(self, example: Example, error: DataError) -> None:
+        """A training example whose picture or video failed only when it was wanted."""
+        sieve = self._sieve(example.task, "train")
+        if sieve is None:
+            raise error
+        sieve.take_here(example.uid, error)
+
+    def _leave_out(self, task: str, split: str, broken: Mapping[str, DataError]) -> None:
+        """Drop the examples of a split whose pictures or video are `broken`; DataError where that is not wanted."""
+        sieve, rows = self._sieve(task, split), self._examples[task, split]
+        kept = []
+        for example in rows:
+            visual = example.visual
+            path = next((p for p in (*visual.images, visual.video) if p in broken), None)
+            if path is None:
+                kept.append(example)
+            elif sieve is None:
+                raise broken[path]
+            else:
+                sieve.take(example.uid, broken[path])
+        self._examples[task, split] = kept
+        if sieve is not None:
+            sieve.check(max(sieve.total, len(rows)))
+            if dist.is_main() and (summary := sieve.summary()):
+                self.say(summary)
 
     def _check_shards(self, task: str, split: str) -> None:
         """DataError when a split is read from shards of features that another tower made, or at another distance."""
@@ -123,7 +163,12 @@ class Workspace:
         if self.config.data.text_only:
             return
         examples = [e for task, split in wanted for e in self.examples(task, split)]
-        ensure_features(self.features, self.frames, examples, self.config.data.fill, self.say)
+        broken: dict[str, DataError] = {}
+        ensure_features(
+            self.features, self.frames, examples, self.config.data.fill, self.say, broken if self._sieves else None
+        )
+        for task, split in wanted:
+            self._leave_out(task, split, broken)
 
     def close(self) -> None:
         """Write features that were computed on first use and still wait for a full shard."""
@@ -170,9 +215,12 @@ def open_stores(
 
 def ensure_features(
     features: FeatureStore | PixelSource | None, frames: FrameStore | None, examples: Sequence[Example], fill: str,
-    say: Callable[[str], None],
+    say: Callable[[str], None], broken: dict[str, DataError] | None = None,
 ) -> None:  # fmt: skip
-    """Get the features of all pictures and videos of `examples` ready; ConfigError where the model cannot read them."""
+    """Get the features of all pictures and videos of `examples` ready; ConfigError where the model cannot read them.
+
+    Given `broken`, those that cannot be decoded are added to it by path with their faults.
+    """
     pictures = list(dict.fromkeys(p for e in examples for p in e.visual.images))
     videos = list(dict.fromkeys(e.visual.video for e in examples if e.visual.video))
     for paths, store, kind in ((pictures, features, "grid"), (videos, frames, "frame")):
@@ -184,4 +232,4 @@ def ensure_features(
                 f"task '{task}' needs {kind!r} features, and this model has no projection for them: train on a task "
                 f"of that kind too, or add {kind!r} to 'backbone.visual'"
             )
-        store.ensure(paths, say, fill=fill)
+        store.ensure(paths, say, fill=fill, broken=broken)

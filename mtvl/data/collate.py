@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple, Protocol
@@ -58,7 +59,8 @@ class Collator:
     kept. `max_tokens` is the longest text that the backbone can read or write (0: no limit); it binds where a task's limit
     is higher. `text_only` puts zeros in place of features without reading any.
     `multiple_of` rounds padded lengths up. `seed` decides, with task, uid and epoch, which target is drawn, so the draw
-    is the same for any number of ranks, micro-batches and workers.
+    is the same for any number of ranks, micro-batches and workers. A training example whose picture or video cannot be
+    read goes to `on_bad`, where that is given; its row stays and counts for nothing.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Collator:
         seed: int = 0,
         text_only: bool = False,
         multiple_of: int = 1,
+        on_bad: Callable[[Example, DataError], None] | None = None,
     ) -> None:
         for task, limit in limits.items():
             for name, tokens in (("source_tokens", limit.source_tokens), ("target_tokens", limit.target_tokens)):
@@ -82,7 +85,7 @@ class Collator:
         self._tokenizer, self._features = tokenizer, features
         self._limits = {name: _bounded(limit, max_tokens) for name, limit in limits.items()}
         self._frames, self._max_frames = frames, max_frames
-        self._seed, self._text_only, self._multiple_of = seed, text_only, multiple_of
+        self._seed, self._text_only, self._multiple_of, self._on_bad = seed, text_only, multiple_of, on_bad
         # Fast tokenizers refuse to be used by two threads at once ("Already borrowed").
         self._tokenizer_lock = threading.Lock()
         self._source = lru_cache(maxsize=_CACHE_TEXTS)(self._encode_source)
@@ -113,8 +116,8 @@ class Collator:
         target_ids, target_mask = self._pad([w.ids if w else _NO_IDS for w in wanted], IGNORE)
         self._count(task, sources, wanted, source_mask, target_mask)
         kind = "frame" if examples[0].visual.video else "grid"
-        visual, visual_mask = self._load_video(examples) if kind == "frame" else self._load_features(examples)
-        return Batch(
+        visual, visual_mask, bad = self._load_visual(kind, examples, training)
+        batch = Batch(
             task=task,
             uids=tuple(e.uid for e in examples),
             source_ids=source_ids,
@@ -126,6 +129,7 @@ class Collator:
             target_weights=torch.tensor([t.weight if t else 0.0 for t in targets], dtype=torch.float32),
             choice_ids=None if training else self._choices(examples, limits.target_tokens),  # type: ignore[arg-type]
         )
+        return without_rows(batch, bad) if bad else batch
 
     def num_target_tokens(self, task: str, examples: Sequence[Example], epoch_keys: Sequence[int]) -> int:
         """Target tokens of these training rows, special tokens included, without making a batch.
@@ -218,6 +222,38 @@ class Collator:
         ids[mask] = np.concatenate(rows)
         return torch.from_numpy(ids), torch.from_numpy(mask)
 
+    def _load_visual(
+        self, kind: str, examples: Sequence[Example], training: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None, list[int]]:
+        """Features, their mask, and the rows that have those of another row, because their own cannot be read."""
+        load = self._load_video if kind == "frame" else self._load_features
+        try:
+            return *load(examples), []
+        except DataError:
+            if not training or self._on_bad is None:
+                raise
+        bad = []
+        for row, example in enumerate(examples):
+            try:
+                load([example])
+            except DataError as error:
+                self._on_bad(example, error)
+                bad.append(row)
+        good = next((e for row, e in enumerate(examples) if row not in bad), None)
+        if good is None:
+            return *self._blank(kind, examples), bad
+        return *load([good if row in bad else e for row, e in enumerate(examples)]), bad
+
+    def _blank(self, kind: str, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Zeros in place of the features of `examples`."""
+        source = self._frames if kind == "frame" else self._features
+        assert source is not None
+        tokens, width = source.grid
+        if kind == "frame":
+            shape = (len(examples), 1, self._max_frames * tokens)
+            return torch.zeros(*shape, width), torch.ones(shape, dtype=torch.bool)
+        return torch.zeros(len(examples), len(examples[0].visual.images), tokens, width), None
+
     def _load_features(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Grid features (B, N, P, F) of the pictures; all of them are there."""
         num_pictures = len(examples[0].visual.images)
@@ -235,12 +271,12 @@ class Collator:
         if self._features is None:
             raise ConfigError(f"task '{examples[0].task}' has pictures, but the collator was made without a feature "
                               "source")  # fmt: skip
-        shape = (len(examples), num_pictures, *self._features.grid)
         if self._text_only:
-            return torch.zeros(shape), None
+            return self._blank("grid", examples)
+        shape = (len(examples), num_pictures, *self._features.grid)
         return self._features.get([path for e in examples for path in e.visual.images]).view(shape), None
 
-    def _load_video(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _load_video(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Frame tokens (B, 1, P, F) padded to the longest video of the batch, and their mask (B, 1, P)."""
         if self._frames is None:
             raise ConfigError(
@@ -252,8 +288,7 @@ class Collator:
                             "all examples of a task need the same kind")  # fmt: skip
         tokens, width = self._frames.grid
         if self._text_only:
-            shape = (len(examples), 1, self._max_frames * tokens)
-            return torch.zeros(*shape, width), torch.ones(shape, dtype=torch.bool)
+            return self._blank("frame", examples)
         rows = [shorten_video(self._frames.read(e.visual.video, e.visual.span), self._max_frames) for e in examples]
         longest = max(len(row) for row in rows)
         features = torch.zeros(len(rows), 1, longest * tokens, width)
@@ -285,6 +320,14 @@ class Collator:
             counts = self._counts[task]
             for name, value in found.items():
                 counts[name] += value
+
+
+def without_rows(batch: Batch, rows: Sequence[int]) -> Batch:
+    """The batch with `rows` that count for nothing, under either kind of loss: uid "", no target, weight 0."""
+    target_ids, weights = batch.target_ids.clone(), batch.target_weights.clone()
+    target_ids[list(rows)], weights[list(rows)] = IGNORE, 0.0
+    uids = tuple("" if row in rows else uid for row, uid in enumerate(batch.uids))
+    return replace(batch, uids=uids, target_ids=target_ids, target_weights=weights)
 
 
 def shorten_video(rows: torch.Tensor, max_frames: int) -> torch.Tensor:

@@ -25,6 +25,11 @@ from mtvl.errors import ConfigError, DataError, near_names
 
 DECODERS = ("torchcodec", "decord", "pyav")  # in the order in which "auto" takes them
 VARIABLE = "MTVL_VIDEO_DECODER"
+# FFmpeg goes by content: a playlist or a session description that is called clip.mp4 would open other files, or the net.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg"
+_OPTIONS = {"format_whitelist": CONTAINERS}
+# Measured: ticks of AVI are guesses; streams for broadcasting have no index, and a seek lands behind its key frame.
+_SEEKS_WRONGLY = ("avi", "mpegts", "mpeg")
 _MISSING_SECONDS = 1.0  # a container that ends this much before its stated length was cut off
 _TIE_SECONDS = 1e-6  # a frame that begins at the instant itself is shown
 _AGREE_SECONDS = 2e-3  # decord keeps time as float32 and some containers in milliseconds
@@ -78,7 +83,7 @@ def _openable(source: str | bytes) -> Any:
 
 def _read_table(path: str, source: str | bytes) -> FrameTable:
     try:
-        with av.open(_openable(source)) as container:
+        with av.open(_openable(source), options=_OPTIONS) as container:
             return _table_of(container, path)
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
         raise damaged(path, str(error)) from None
@@ -124,7 +129,9 @@ def _table_of(container: Any, path: str) -> FrameTable:
         raise DataError("expected a video, found a file without a single frame; fetch the file again", file=path)
     pts = np.array([row[0] for row in shown], dtype=np.int64)
     length = shown[-1][1] or (int(np.median(np.diff(pts))) if len(pts) > 1 else 0)
-    trusted = all(row[3] for row in rows) and bool((np.diff(pts) > 0).all()) and container.format.name != "avi"
+    trusted = (
+        all(row[3] for row in rows) and bool((np.diff(pts) > 0).all()) and container.format.name not in _SEEKS_WRONGLY
+    )
     tick_seconds = float(stream.time_base)
     return FrameTable(
         times=(pts - pts[0]) * tick_seconds,
@@ -194,7 +201,7 @@ class PyAVReader(Reader):
 
     def _pixels(self, numbers: Sequence[int]) -> Iterator[np.ndarray]:
         try:
-            with av.open(_openable(self._source)) as container:
+            with av.open(_openable(self._source), options=_OPTIONS) as container:
                 stream = video_stream(container, self.path)
                 stream.thread_type = "SLICE"  # FRAME and AUTO threads can deadlock in worker processes
                 stream.codec_context.thread_count = 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -12,6 +13,8 @@ from mtvl.data.shards import as_file
 from mtvl.errors import DataError
 
 MAX_PIXELS = 89_000_000  # ten times a large photograph; above it a small file can fill the memory
+# Read by what they are, whatever they are called. PIL knows more, and hands some (EPS) to programs of the machine.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error)
 
 
@@ -20,10 +23,10 @@ def open_image(path: str) -> Image.Image:
 
     EXIF rotation is applied, transparent parts are laid over white, 16-bit grey is scaled to 8 bits, CMYK and palettes
     are converted, and of an animation the first frame is taken. Raises DataError for a file that is missing, empty,
-    truncated, no picture, or larger than `MAX_PIXELS`.
+    truncated, no picture of one of `FORMATS`, or larger than `MAX_PIXELS`.
     """
     try:
-        with Image.open(as_file(path)) as picture:
+        with Image.open(as_file(path), formats=_known_formats()) as picture:
             width, height = picture.size
             if width * height > MAX_PIXELS:
                 raise _too_large(path, f"{width} x {height} pixels")
@@ -40,6 +43,13 @@ def open_image(path: str) -> Image.Image:
         raise DataError(
             f"expected a readable picture, found damage ({error}); fetch the file again", file=path
         ) from None
+
+
+@cache
+def _known_formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this PIL was built with; it refuses to be asked for others."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _too_large(path: str, found: str) -> DataError:

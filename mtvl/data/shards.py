@@ -37,7 +37,7 @@ BLOCK = 512  # bytes; tar pads everything to it
 AGAIN = "write the split again with tools/shard.py"
 
 # Fields of a task file that change how an answer is asked for or scored, but not the examples themselves.
-_NOT_IN_EXAMPLES = ("primary", "sources", "limits", "decoding", "loss", "ascii_only", "families")
+_NOT_IN_EXAMPLES = ("primary", "sources", "limits", "decoding", "loss", "ascii_only", "bad_input", "families")
 _MEMBER = re.compile(r"(?P<tar>.+\.tar)#offset=(?P<offset>\d+),size=(?P<size>\d+),name=(?P<name>[^/#,]+)", re.DOTALL)
 _SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _READ_BYTES = 2**20
@@ -250,6 +250,9 @@ def _parse_index(folder: Path) -> Index:
         )  # fmt: skip
     except (KeyError, TypeError) as error:
         raise DataError(f"expected the index of tools/shard.py, found a fault ({error}); {AGAIN}", file=file) from None
+    for listed in (*index.shards, index.examples):
+        if not isinstance(listed.name, str) or not _SAFE.fullmatch(listed.name):
+            raise DataError(f"expected names of files in this folder, found {listed.name!r}; {AGAIN}", file=file)
     counted = sum(shard.num_examples for shard in index.shards)
     if not counted == index.examples.num_examples == values["num_examples"]:
         raise DataError(

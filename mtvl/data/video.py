@@ -27,6 +27,7 @@ FRAME_SECONDS = 1.5
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi")
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 STRIPS_FILE = "strips.json"
+MAX_FRAMES = 20_000  # eight hours at 1.5 s; a few bytes of a container can claim centuries
 
 
 def frame_times(seconds: float, every: float = FRAME_SECONDS) -> list[float]:
@@ -68,7 +69,7 @@ def iterate_frames(
         yield from _cut(open_image(path), _strip_count(path, frames), path)
     else:
         reader = open_video(path, decoder)
-        yield from reader.frames_at(frame_times(reader.seconds, every))
+        yield from reader.frames_at(_times(path, reader.seconds, every))
 
 
 def count_frames(path: str, every: float = FRAME_SECONDS, *, frames: int | None = None) -> int:
@@ -78,7 +79,18 @@ def count_frames(path: str, every: float = FRAME_SECONDS, *, frames: int | None 
         return len(_folder_pictures(path))
     if kind == "strip":
         return _strip_count(path, frames)
-    return len(frame_times(read_table(path).seconds, every))
+    return len(_times(path, read_table(path).seconds, every))
+
+
+def _times(path: str, seconds: float, every: float) -> list[float]:
+    """`frame_times`; DataError for more than `MAX_FRAMES`."""
+    if seconds / every > MAX_FRAMES:
+        raise DataError(
+            f"expected a video of at most {MAX_FRAMES} frames at one every {every:g} s, found one that claims "
+            f"{seconds:.0f} s; cut it, or raise 'data.frame_seconds'",
+            file=path,
+        )
+    return frame_times(seconds, every)
 
 
 def probe_seconds(path: str, every: float = FRAME_SECONDS, *, frames: int | None = None) -> float:

@@ -3,5 +3,10 @@
 from mtvl.engine.core import Engine, StepReport
 from mtvl.engine.partitioned import Partitioned
 from mtvl.engine.process import finish, peak_memory, start
+from mtvl.engine.stopping import STOPPED_BY_SIGNAL, StopFlag
+from mtvl.engine.watch import Watchdog, lost_ranks_named
 
-__all__ = ["Engine", "Partitioned", "StepReport", "finish", "peak_memory", "start"]
+__all__ = [
+    "STOPPED_BY_SIGNAL", "Engine", "Partitioned", "StepReport", "StopFlag", "Watchdog", "finish", "lost_ranks_named",
+    "peak_memory", "start",
+]  # fmt: skip

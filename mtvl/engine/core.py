@@ -32,7 +32,8 @@ class StepReport:
 
     `losses` are the unweighted slot losses by task (the mean where a task has several slots), `loss` is the weighted
     loss of the step, `grad_norm` its global gradient norm before clipping (not finite when `skipped`),
-    `num_examples` counts the rows of each task over all ranks.
+    `num_examples` counts the rows of each task over all ranks. `suspects` are the uids, over all ranks, of the
+    micro-batches whose loss was not finite; of a skipped step with finite losses all uids.
     """
 
     step: int
@@ -42,6 +43,7 @@ class StepReport:
     lr: float
     skipped: bool
     num_examples: Mapping[str, int]
+    suspects: tuple[str, ...] = ()
 
 
 class Engine:
@@ -117,6 +119,7 @@ class Engine:
         report = self._reduce(step, batches, losses, lr)
         report = self._update(report)
         if report.skipped:
+            report = replace(report, suspects=_suspects(batches, losses))
             self._count_skipped(report)
         else:
             self.skipped_in_a_row = 0
@@ -210,8 +213,8 @@ class Engine:
         if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise EngineError(
                 f"loss or gradient was not finite in {self.skipped_in_a_row} steps in a row, the last is step "
-                f"{report.step} (losses {dict(report.losses)}, lr {report.lr:.3g}); look at the data of these tasks, "
-                "or lower optim.lr"
+                f"{report.step} (losses {dict(report.losses)}, lr {report.lr:.3g}; examples {_some(report.suspects)}); look "
+                "at these examples, or lower optim.lr; no skipped step has changed a weight, the checkpoints are good"
             )
 
     def _check_first_gradients(self, step: int, active: Sequence[ParameterGroup]) -> None:
@@ -249,6 +252,18 @@ class Engine:
         facts = load_state(folder, self.masters, self.groups)
         self.skipped_steps = facts["skipped_steps"]
         self.skipped_in_a_row = facts["skipped_in_a_row"]
+
+
+def _suspects(batches: Sequence[Batch], losses: Sequence[torch.Tensor]) -> tuple[str, ...]:
+    """Uids of all ranks' micro-batches with a loss that is not finite, or of all where there is none. Collective."""
+    mine = [(bool(loss.isfinite()), [u for u in b.uids if u]) for b, loss in zip(batches, losses, strict=True)]
+    everyone = [cell for cells in dist.gather_objects(mine) for cell in cells]
+    chosen = [uids for is_finite, uids in everyone if not is_finite] or [uids for _, uids in everyone]
+    return tuple(uid for uids in chosen for uid in uids)
+
+
+def _some(uids: Sequence[str], most: int = 8) -> str:
+    return ", ".join(uids[:most]) + (f" and {len(uids) - most} more" if len(uids) > most else "")
 
 
 def _initialize(model: torch.nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> Any:

@@ -11,7 +11,9 @@ from typing import Any
 
 from mtvl.config import EvaluateConfig
 from mtvl.data import shards
+from mtvl.data.formats.records import rows_of, taking_faults
 from mtvl.data.formats.rows import Clip, Row, SubtitleLine
+from mtvl.data.skips import REFUSE, SKIP, Sieve
 from mtvl.errors import ConfigError, DataError, near_names
 from mtvl.registry import Registry
 from mtvl.tasks.results import ResultFile
@@ -41,6 +43,19 @@ class VideoConfig:
 
 
 @dataclass(frozen=True)
+class BadInputConfig:
+    """What is done with rows, pictures and videos that cannot be used, in training and in evaluation.
+
+    "refuse" ends with the first, "skip" leaves them out, writes each with its reason to RUN/skipped.jsonl, and ends when
+    they are more than the share `most` of a split.
+    """
+
+    train: str = SKIP
+    evaluate: str = REFUSE
+    most: float = 0.01
+
+
+@dataclass(frozen=True)
 class MaskingConfig:
     """Of the kind `masked`: the share of words that is left out, and what stands in their place (numbered with {})."""
 
@@ -66,6 +81,7 @@ class TaskConfig:
     video: VideoConfig | None = None
     ascii_only: bool = False
     masking: MaskingConfig | None = None
+    bad_input: BadInputConfig = field(default_factory=BadInputConfig)
     families: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -74,6 +90,7 @@ def validate(name: str, config: TaskConfig, kinds: Registry) -> None:
     if config.kind not in kinds:
         raise ConfigError(f"'{name}.kind': unknown kind of task {config.kind!r}; {near_names(config.kind, kinds)}")
     words = [("loss", config.loss, LOSSES), ("decoding.mode", config.decoding.mode, MODES)]
+    words += [(f"bad_input.{key}", getattr(config.bad_input, key), (REFUSE, SKIP)) for key in ("train", "evaluate")]
     if config.video is not None:
         words += [("video.span", config.video.span, SPANS), ("video.subtitles", config.video.subtitles, SUBTITLES)]
     for key, value, known in words:
@@ -98,6 +115,8 @@ def validate(name: str, config: TaskConfig, kinds: Registry) -> None:
         )
     if config.masking is not None and not 0 < config.masking.share < 1:
         raise ConfigError(f"'{name}.masking.share' must lie between 0 and 1, found {config.masking.share}")
+    if not 0 <= config.bad_input.most < 1:
+        raise ConfigError(f"'{name}.bad_input.most' expects a share from 0 to below 1, found {config.bad_input.most}")
     if not config.sources:
         raise ConfigError(f"'{name}.sources' expects at least one source of files, found none")
     _check_visual(name, config)
@@ -150,14 +169,37 @@ class BaseTask(ABC):
                 self._examples[split] = shards.read(self.root, self.name, split, settings)
         if split not in self._examples:
             with collector_paused():
-                rows, files = self.source.load(split)
-                self._see(rows)
-                pairs = zip(rows, files, strict=True)
-                made = tuple(e for row, paths in pairs for e in self._from_row(row, self._visual(row, paths), split))
+                made, rows = self._make(split)
             if split == "train":
                 self._need_targets(made, rows)
             self._examples[split] = made
         return self._examples[split]
+
+    def usable_examples(self, split: str, sieve: Sieve) -> Sequence[Example]:
+        """The examples of `split` without those of rows that have a fault, which go to `sieve`.
+
+        DataError for more of them than it allows, and for faults of whole files. Shards hold no rows with faults.
+        """
+        if split in self._examples or shards.has_shards(self.root, self.name, split):
+            return self.examples(split)
+        with collector_paused(), taking_faults(sieve.take):
+            made, rows = self._make(split)
+        if split == "train":
+            for example in made:
+                if not example.targets:
+                    error = DataError(f"task {self.name}: expected an answer to {example.uid}, found none")
+                    sieve.take(example.uid, error)
+            made = tuple(e for e in made if e.targets)
+        sieve.check(len(rows) + len(sieve.reasons))
+        return made
+
+    def _make(self, split: str) -> tuple[tuple[Example, ...], Sequence[Row]]:
+        """Examples of all rows of the files, and the rows."""
+        rows, files = self.source.load(split)
+        self._see(rows)
+        pairs = ((row.uid, (row, paths)) for row, paths in zip(rows, files, strict=True))
+        made = rows_of(pairs, lambda _, pair: tuple(self._from_row(pair[0], self._visual(*pair), split)))
+        return tuple(example for examples in made for example in examples), rows
 
     def _need_targets(self, examples: Sequence[Example], rows: Sequence[Row]) -> None:
         bare = [e.uid for e in examples if not e.targets]

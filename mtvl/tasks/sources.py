@@ -12,6 +12,7 @@ from typing import Any
 
 from mtvl.data.formats import FORMATS
 from mtvl.data.formats.pictures import FileIndex, PictureIndex, VideoIndex
+from mtvl.data.formats.records import are_taken
 from mtvl.data.formats.rows import Reader, Row
 from mtvl.errors import ConfigError, DataError, near_names
 
@@ -96,8 +97,16 @@ class Source:
         return self.reader.read(there, split)
 
     def load(self, split: str) -> tuple[Sequence[Row], list[tuple[str, ...]]]:
-        """Rows of `split` and the paths of their pictures or videos; DataError with counts when one is missing."""
+        """Rows of `split` and the paths of their pictures or videos; DataError with counts when one is missing.
+
+        Where the faults of rows are taken (`records.taking_faults`), rows without their files are faults too.
+        """
         rows = self.rows(split)
+        if not rows:
+            raise DataError(
+                f"task {self.task}: expected rows of split {split!r}, found none that can be used; see the log of what was "
+                "left out", file=self.wanted(split)[0],
+            )  # fmt: skip
         has_videos = rows[0].clip is not None
         if has_videos != bool(self.config.videos):
             wanted, found = ("videos", "pictures") if has_videos else ("pictures", "videos")
@@ -106,6 +115,8 @@ class Source:
                 f"found patterns of {found}"
             )
         self._count_subtitles(split, rows)
+        if are_taken():
+            return self.index.find_usable(rows)
         return rows, self.index.find_all(rows)
 
     def _count_subtitles(self, split: str, rows: Sequence[Row]) -> None:

@@ -175,6 +175,7 @@ def not_finite(stage: str) -> dict[str, Any]:
     if last:
         parts[0].features = parts[0].features * float("nan")
     first = engine.train_step(3, parts)
+    blamed = set(first.suspects) == set(dist.gather_objects(parts[0].uids)[-1])
     after_nan = snapshot(engine)
     engine.module.broken_gradient = last
     second = run(engine, range(4, 5))[0]
@@ -197,6 +198,7 @@ def not_finite(stage: str) -> dict[str, Any]:
         "parameters": max(float((state[n] - expected[n]).abs().max()) for n in expected),
         "count": engine.skipped_steps,
         "message": message,
+        "blamed": blamed and len(second.suspects) == sum(second.num_examples.values()),
     }
 
 

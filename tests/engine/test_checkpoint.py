@@ -117,10 +117,11 @@ def test_failing_writer_leaves_the_old_ones(tmp_path: Path) -> None:
         (target / "half.bin").write_text("half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(CheckpointError, match="rank 0.*No space left"):
+    with pytest.raises(CheckpointError, match="step 2 was not written; rank 0.*No space left.*step_1 stays"):
         cp.write_checkpoint(tmp_path, 2, fails, PRINTS)
     assert cp.find_resumable(tmp_path) == (folder, 1)
-    assert (tmp_path / "checkpoints" / "step_2.tmp").is_dir()
+    assert [p.name for p in folder.parent.iterdir()] == ["step_1"]  # half a checkpoint would fill the disk for nothing
+    (tmp_path / "checkpoints" / "step_2.tmp").mkdir()  # left by a kill
     cp.remove_unfinished(tmp_path)
     assert cp.steps_of(tmp_path) == [1] and not (tmp_path / "checkpoints" / "step_2.tmp").exists()
     assert write(tmp_path, 2).is_dir()
@@ -146,6 +147,9 @@ def test_retention(tmp_path: Path) -> None:
     assert cp.retain(tmp_path, 2, protected=[1, 3]) == [2]
     assert cp.steps_of(tmp_path) == [1, 3, 4, 5]
     assert cp.retain(tmp_path, 9) == []
+    assert cp.retain(tmp_path, 1, newest=4) == [1, 3] and cp.steps_of(tmp_path) == [4, 5]
+    for step in (1, 3):
+        write(tmp_path, step)
     assert cp.retain(tmp_path, 0) == [1, 3, 4]  # at least one stays
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_5"]
 

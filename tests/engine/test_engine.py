@@ -67,6 +67,8 @@ def test_not_finite_on_one_rank_changes_nothing(results: dict[int, Results], sta
     assert cell["parameters"] < PARITY  # as if the skipped steps had not been
     assert cell["count"] == 2 + 5
     assert "5 steps in a row" in cell["message"] and "step 11" in cell["message"]
+    # The micro-batch with the loss, of the rank that had it; for a gradient that is not finite the whole step.
+    assert cell["blamed"] and "examples " in cell["message"]
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from mtvl.checkpoint import find_resumable
 from mtvl.cli import DEFAULT_RECIPE
 from mtvl.config import RunConfig, load_run_config
 from mtvl.data.miniworld.write import ensure_miniworld
-from mtvl.engine import Engine
-from mtvl.errors import CheckpointError, ConfigError, DataError
+from mtvl.engine import Engine, state
+from mtvl.errors import CheckpointError, ConfigError, DataError, EngineError
 from mtvl.evaluate import evaluate, format_results
 from mtvl.export import load_export
 from mtvl.inspecting import inspect_sample, predict_one
@@ -212,3 +217,185 @@ def test_a_tower_that_trains_goes_through_a_run(recipe: Recipe, tmp_path: Path) 
     assert results["vqa"]["num_examples"] == 4
     Image.new("RGB", (32, 32), (200, 30, 30)).save(tmp_path / "p.png")
     assert isinstance(predict_one(run / "export", "vqa", [tmp_path / "p.png"], "what?"), str)
+
+
+# ------------------------------------------------------------------------------------------------------ reliability
+
+
+def same_export(a: Path, b: Path) -> bool:
+    ours, theirs = (load_file(str(run / "export" / "adapter.safetensors")) for run in (a, b))
+    return set(ours) == set(theirs) and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_the_saved_state_is_small_and_readable(straight: Path) -> None:
+    """Position, schedule and identity as JSON; beside the tensors there is next to nothing."""
+    folder = straight / "checkpoints" / "step_12"
+    content = json.loads((folder / "state.json").read_text())
+    assert content["step"] == 12 and {"seed", "schedule", "mixture", "base", "plan"} <= set(content["fingerprints"])
+    assert sum(content["progress"]["samples"].values()) == 12 * 8
+    assert {p.name for p in folder.iterdir()} == {
+        "engine.safetensors", "engine.json", "random_0.safetensors", "state.json", "manifest.json",
+    }  # fmt: skip
+    assert sum(p.stat().st_size for p in folder.iterdir() if p.name != "engine.safetensors") < 50_000
+
+
+def test_usr1_saves_and_the_same_command_goes_on(
+    recipe: Recipe, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a damaged checkpoint is named and skipped, without counting among those that are kept."""
+    step, run, config = (
+        Engine.train_step,
+        tmp_path / "run",
+        recipe("checkpoint.every_steps=2", "checkpoint.keep_last=1"),
+    )
+
+    def stop_at_five(engine: Engine, number: int, batches: list) -> object:
+        if number == 4:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return step(engine, number, batches)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "train_step", stop_at_five)
+        assert train(config, run).code == STOPPED_BY_SIGNAL == 143
+    newest = run / "checkpoints" / "step_5"
+    shutil.copytree(newest, run / "checkpoints" / "step_9")
+    (run / "checkpoints" / "step_9" / "engine.json").write_text("{}")
+    assert find_resumable(run) == (newest, 5)
+    assert train(config, run).code == 0
+    assert losses(run) == losses(straight) and same_export(run, straight)
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"step_5", "step_12"}  # resumed from, and the last
+
+
+def test_losses_that_are_not_finite_end_the_run_and_harm_nothing(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, step = tmp_path / "run", Engine.train_step
+    config = recipe("train.steps=10", "checkpoint.every_steps=2", tasks=["vqa"])
+
+    def poisoned(engine: Engine, number: int, batches: list) -> object:
+        if number >= 4:
+            batches[0].features[:] = float("nan")
+        return step(engine, number, batches)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "train_step", poisoned)
+        with pytest.raises(EngineError, match=r"5 steps in a row.*the last is step 8.*examples .*checkpoints are good"):
+            train(config, run)
+    records = [json.loads(line, parse_constant=pytest.fail) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [r["skipped"] for r in records] == [False] * 4 + [True] * 4
+    assert records[4]["loss"] is None and len(records[4]["suspects"]) == 4  # the rows of that micro-batch
+    assert "suspects" not in records[0]
+    good, after = (load_file(str(run / "checkpoints" / f"step_{n}" / "engine.safetensors")) for n in (6, 8))
+    assert all(torch.equal(good[k], after[k]) and good[k].isfinite().all() for k in good)
+    assert train(config, run).code == 0
+
+
+@pytest.mark.parametrize("where", ["engine.safetensors", "log.jsonl", "adapter.safetensors"])
+def test_a_full_disk_is_named_and_leaves_the_checkpoint(
+    where: str, recipe: Recipe, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, config, saved = tmp_path / "run", recipe("checkpoint.every_steps=6"), state.save_file
+    count = {"log.jsonl": 0}
+
+    def full(*_args: Any, **_named: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def save(tensors: Any, file: str) -> None:
+        if file.endswith("step_12.tmp/engine.safetensors"):
+            Path(file).write_bytes(b"half")
+            full()
+        saved(tensors, file)
+
+    def fsync(number: int) -> None:
+        if "log.jsonl" in os.readlink(f"/proc/self/fd/{number}"):
+            count["log.jsonl"] += 1
+            if count["log.jsonl"] == 2:
+                full()
+
+    with monkeypatch.context() as patched:
+        if where == "engine.safetensors":
+            patched.setattr("mtvl.engine.state.save_file", save)
+        elif where == "log.jsonl":
+            patched.setattr("mtvl.report.os.fsync", fsync)
+        else:
+            patched.setattr("mtvl.export.save_file", full)
+        with pytest.raises(CheckpointError, match="No space left on device") as error:
+            train(config, run)
+    kept = 12 if where == "adapter.safetensors" else 6
+    assert where == "adapter.safetensors" or f"step_{kept} stays: the same command goes on" in str(error.value)
+    assert find_resumable(run) == (run / "checkpoints" / f"step_{kept}", kept) and not (run / "DONE").exists()
+    assert not list(run.rglob("*.tmp"))
+    assert train(config, run).code == 0 and same_export(run, straight)
+
+
+WRITES = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate", "os.utime", "os.link", "os.symlink"}
+guarded: list[str] = []
+
+
+def guard(event: str, arguments: tuple[Any, ...]) -> None:
+    """An audit hook: refuse to write below `guarded`, as a file system that is mounted read-only does, for root too."""
+    if not guarded or event not in WRITES:
+        return
+    if event == "open" and not (arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
+        return
+    for path in arguments[:2]:
+        if isinstance(path, (str, os.PathLike)) and any(os.fspath(path).startswith(root) for root in guarded):
+            raise OSError(errno.EROFS, "Read-only file system", os.fspath(path))
+
+
+sys.addaudithook(guard)
+
+
+@pytest.fixture
+def read_only(straight: Path, world: Path, recipe: Recipe) -> Iterator[RunConfig]:
+    """A recipe whose data and full cache cannot be written."""
+    config = recipe("train.steps=2", tasks=["vqa", "nlvr2"])
+    guarded.extend([str(world), config.data.cache])
+    yield config
+    guarded.clear()
+
+
+def test_read_only_data_and_caches_are_enough(read_only: RunConfig, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="Read-only"):
+        (Path(read_only.data.root) / "x").write_text("")
+    run = tmp_path / "run"
+    assert train(read_only, run).code == 0
+    evaluate(run, ["nlvr2"], overrides=["data.max_examples=4", "evaluate.bootstrap=5"])
+    guarded.append(str(tmp_path / "cold"))
+    with pytest.raises(DataError, match=r"cannot write features.*set 'data\.cache' to another folder"):
+        evaluate(run, ["nlvr2"], overrides=["data.max_examples=4", f"data.cache={tmp_path / 'cold'}"])
+
+
+def test_bad_pictures_are_left_out_and_written_down(recipe: Recipe, world: Path, tmp_path: Path) -> None:
+    """Found before training (eager), or only when they are wanted (lazy): the others are trained on all the same."""
+    root = tmp_path / "world"
+    shutil.copytree(world, root)
+    pictures = sorted((root / "images" / "train2014").iterdir())
+    pictures[0].write_bytes(b"")
+    pictures[1].write_bytes(pictures[1].read_bytes()[:60])
+    pictures[2].unlink()
+    few = [f"data.root={root}", f"data.cache={tmp_path / 'cache'}", "train.steps=12", "train.global_batch=16"]
+    with pytest.raises(DataError, match=r"split train: \d+ of \d+ cannot be used, expected at most 1\.000%"):
+        train(recipe(*few, tasks=["vqa"]), tmp_path / "strict")
+    with pytest.raises(DataError, match="missing 1"):
+        train(recipe(*few, "task.vqa.bad_input.train=refuse", tasks=["vqa"]), tmp_path / "refused")
+
+    run, some = tmp_path / "run", "task.vqa.bad_input.most=0.5"
+    assert train(recipe(*few, some, tasks=["vqa"]), run).code == 0
+    records = [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
+    for picture in pictures[:3]:
+        assert any(picture.stem in r["reason"] for r in records), picture
+    assert {(r["task"], r["split"]) for r in records} == {("vqa", "train")} and len({r["uid"] for r in records}) == len(
+        records
+    )
+    before = (run / "skipped.jsonl").read_text()
+    assert train(recipe(*few, some, tasks=["vqa"]), run).code == 0
+    assert (run / "skipped.jsonl").read_text() == before  # the second start meets the same faults
+
+    lazy = tmp_path / "lazy"
+    overrides = [*few, some, "data.fill=lazy", f"data.cache={tmp_path / 'cold'}", "mixture.law=equal"]
+    assert train(recipe(*overrides, tasks=["vqa"]), lazy).code == 0
+    found = [json.loads(line)["uid"] for line in (lazy / "skipped.jsonl").read_text().splitlines()]
+    last = json.loads((lazy / "log.jsonl").read_text().splitlines()[-1])
+    assert set(found) <= {r["uid"] for r in records} and last["samples"]["vqa"] <= 12 * 16
+    assert not last["skipped"] and all(value is not None for value in last["losses"].values())

@@ -20,9 +20,13 @@ _SECONDS_BETWEEN_LINES = 2.0
 
 
 def loaded_ahead(
-    paths: Sequence[str], load: Callable[[str], list[Any]], workers: int, ahead: int
-) -> Generator[tuple[str, list[Any]], None, None]:
-    """(path, its pictures) in order; `workers` threads decode up to `ahead` items more than were taken."""
+    paths: Sequence[str], load: Callable[[str], list[Any]], workers: int, ahead: int,
+    broken: dict[str, DataError] | None = None,
+) -> Generator[tuple[str, list[Any]], None, None]:  # fmt: skip
+    """(path, its pictures) in order; `workers` threads decode up to `ahead` items more than were taken.
+
+    Given `broken`, an item that cannot be decoded is left out and added to it.
+    """
     rest = iter(paths)
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         waiting: deque[tuple[str, Future[list[Any]]]] = deque(
@@ -31,9 +35,16 @@ def loaded_ahead(
         try:
             while waiting:
                 path, future = waiting.popleft()
-                images = future.result()
+                try:
+                    images = future.result()
+                except DataError as error:
+                    if broken is None:
+                        raise
+                    broken[path] = error
+                    images = []
                 waiting.extend((next_path, pool.submit(load, next_path)) for next_path in islice(rest, 1))
-                yield path, images
+                if images:
+                    yield path, images
         finally:
             for _, future in waiting:
                 future.cancel()

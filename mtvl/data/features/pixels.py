@@ -26,8 +26,9 @@ class PixelSource:
         self.grid = (side * side, 3)
 
     def ensure(
-        self, paths: Sequence[str], progress: Callable[[str], None] | None = None, *, fill: str = "eager"
-    ) -> None:
+        self, paths: Sequence[str], progress: Callable[[str], None] | None = None, *, fill: str = "eager",
+        broken: dict[str, DataError] | None = None,
+    ) -> None:  # fmt: skip
         """DataError where there are features in place of pictures; nothing is computed ahead."""
         item_keys(paths)  # an error when some are missing
         stored = next((path for path in paths if is_stored(path)), None)

@@ -100,14 +100,18 @@ class Store(ABC):
     def _load(self, path: str) -> list[Any]:
         """The PIL pictures of an item, in order."""
 
-    def ensure(self, paths: Sequence[str], progress: Progress | None = None, *, fill: str = "eager") -> int:
+    def ensure(
+        self, paths: Sequence[str], progress: Progress | None = None, *, fill: str = "eager",
+        broken: dict[str, DataError] | None = None,
+    ) -> int:  # fmt: skip
         """Get ready to read `paths`; returns how many items were computed, over all ranks.
 
         "eager" computes what is missing now, shared among the ranks; "lazy" leaves it to the first read (by whichever
         rank and thread), so that the first epoch fills the store: call `close` at the end. Paths of stored features
         only have to exist. Collective: every rank calls it with the same paths. `progress` receives a line of text now
         and then (rank 0). Raises DataError on all ranks when an item is missing, cannot be decoded, or makes the
-        encoder fail; what was finished before stays.
+        encoder fail; what was finished before stays. Given `broken`, items that cannot be decoded are added to it with
+        their faults, the same on all ranks, and the others are computed.
         """
         if fill not in FILLS:
             raise ValueError(f"fill is {fill!r}, expected one of {FILLS}")
@@ -123,10 +127,15 @@ class Store(ABC):
         if missing:
             begin = time.perf_counter()
             share = missing[dist.rank() :: dist.world_size()]
-            self._in_rounds(self._computing(share), Meter(len(missing), progress, self.noun))
+            own: dict[str, DataError] | None = None if broken is None else {}
+            self._in_rounds(self._computing(share, broken=own), Meter(len(missing), progress, self.noun))
+            if broken is not None:
+                for found in agreed(lambda: own):
+                    broken.update(found or {})
             self._computed += len(missing)
             self._seconds += time.perf_counter() - begin
-        agreed(lambda: self._catch_up(unique))
+        sound = unique if broken is None else [path for path in unique if path not in broken]
+        agreed(lambda: self._catch_up(sound))
         return len(missing)
 
     def verify(self, progress: Progress | None = None) -> int:
@@ -195,12 +204,14 @@ class Store(ABC):
                                 f"the first is {lost[0]}; all nodes must see the same feature folder")  # fmt: skip
             time.sleep(0.5)
 
-    def _computing(self, paths: Sequence[str], flush: bool = True) -> Generator[Counts, None, None]:
+    def _computing(
+        self, paths: Sequence[str], flush: bool = True, broken: dict[str, DataError] | None = None
+    ) -> Generator[Counts, None, None]:
         """Compute and add items, one after the other. What is done stays, also after an error: it is mended and
-        gone on from there."""
+        gone on from there. With `broken`, what cannot be decoded goes there."""
         assert self._encoder is not None
         options = self._options
-        loaded = loaded_ahead(paths, self._load, options.workers, options.ahead)
+        loaded = loaded_ahead(paths, self._load, options.workers, options.ahead, broken)
         try:
             with contextlib.closing(loaded):
                 for group in grouped(loaded, options.batch):

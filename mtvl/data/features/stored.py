@@ -21,7 +21,8 @@ from mtvl.errors import DataError
 SUFFIXES = (".h5", ".npz", ".npy")
 NAME = "features"  # of the array, in .h5 groups and .npz files
 _OPEN_FILES = 16  # files that hold a whole split stay open; h5py itself lets one thread in at a time
-_DAMAGE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+MAX_BYTES = 2**31  # of one picture's or video's features; a few kilobytes of a compressed file can claim any size
+_DAMAGE = (OSError, ValueError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 def stored_file(path: str) -> str:
@@ -84,6 +85,7 @@ def _read(path: str) -> np.ndarray:
         if isinstance(loaded, np.ndarray):
             return loaded
         with loaded:
+            _check_size(path, sum(entry.file_size for entry in loaded.zip.infolist()))
             if NAME not in loaded:
                 raise DataError(f"expected an array '{NAME}', found {', '.join(loaded) or 'none'}", file=path)
             return np.asarray(loaded[NAME])
@@ -110,7 +112,14 @@ def _dataset(opened: Any, group: str, file: str) -> np.ndarray:
         raise DataError(
             f"expected group '{group}' with a dataset '{NAME}', found {shown or 'nothing'} {where}", file=file
         )
-    return np.asarray(opened[group][NAME][()])
+    dataset = opened[group][NAME]
+    _check_size(file, int(np.prod(dataset.shape, dtype=np.float64)) * dataset.dtype.itemsize)
+    return np.asarray(dataset[()])
+
+
+def _check_size(path: str, num_bytes: int) -> None:
+    if num_bytes > MAX_BYTES:
+        raise DataError(f"expected at most {MAX_BYTES} bytes of features, found {num_bytes} once unpacked", file=path)
 
 
 def _h5py() -> Any:

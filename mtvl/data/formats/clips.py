@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mtvl.data.formats.records import Record, describe
+from mtvl.data.formats.records import Record, describe, each, fault
 from mtvl.data.formats.rows import Clip
 from mtvl.data.formats.subtitles import Subtitles, read_subtitles, seconds
 
@@ -17,20 +17,24 @@ _UNKNOWN_SPAN = "nan-nan"
 def read_clips(records: Mapping[str, Record], files: Mapping[str, Sequence[Path]]) -> dict[str, Clip]:
     """The video of each record by the record's id. Path field: vid_name.
 
-    Without files of the role `subtitles` there are none. Either every record has a time span or none has.
+    Without files of the role `subtitles` there are none. Either every record has a time span or none has; where faults
+    of rows are taken, those without are left out.
     """
-    names = {uid: record.key("vid_name") for uid, record in records.items()}
+    names = dict(each(records.items(), lambda _, record: record.key("vid_name")))
     subtitles = read_subtitles(files["subtitles"], set(names.values())) if files.get("subtitles") else None
-    _same_shape(records)
-    return {uid: _clip(record, names[uid], subtitles) for uid, record in records.items()}
+    shaped = _of_one_shape({uid: records[uid] for uid in names})
+    return dict(each(shaped.items(), lambda uid, record: _clip(record, names[uid], subtitles)))
 
 
-def _same_shape(records: Mapping[str, Record]) -> None:
+def _of_one_shape(records: Mapping[str, Record]) -> Mapping[str, Record]:
     with_span = sum(record.has("ts") for record in records.values())
     if with_span in (0, len(records)):
-        return
-    bare = next(record for record in records.values() if not record.has("ts"))
-    raise bare.error(f"expected the field 'ts' in every row or in none, found it in {with_span} of {len(records)}")
+        return records
+    text = f"expected the field 'ts' in every row or in none, found it in {with_span} of {len(records)}"
+    for uid, bare in records.items():
+        if not bare.has("ts"):
+            fault(uid, bare.error(text))
+    return {uid: record for uid, record in records.items() if record.has("ts")}
 
 
 def _clip(record: Record, name: str, subtitles: Subtitles | None) -> Clip:

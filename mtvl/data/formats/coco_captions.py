@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mtvl.data.formats.records import Record, once_each, read_json
+from mtvl.data.formats.records import Record, each, fault, keyed, read_json, rows_of
 from mtvl.data.formats.rows import CaptionRow
 
 
@@ -25,31 +25,34 @@ class COCOCaptions:
 
 def _read_file(file: Path, split: str) -> list[CaptionRow]:
     whole = Record(file, "", read_json(file))
-    images = dict(once_each(((r.key("id"), r) for r in whole.records("images")), "picture id"))
+    images = keyed(whole.records("images"), lambda r: r.key("id"), "picture id")
     captions: dict[str, list[tuple[str, str]]] = {uid: [] for uid in images}
-    for uid, record in once_each(((r.key("id"), r) for r in whole.records("annotations")), "caption id"):
+
+    def caption(uid: str, record: Record) -> None:
         image = record.key("image_id")
         if image not in captions:
             raise record.error(f"expected image_id {image} among the {len(images)} pictures, found none")
         captions[image].append((uid, record.text("caption")))
+
+    annotations = keyed(whole.records("annotations"), lambda r: r.key("id"), "caption id")
+    list(each(annotations.items(), caption))
     bare = [uid for uid, texts in captions.items() if not texts]
-    if bare:
-        raise images[bare[0]].error(
-            f"expected captions for {len(images)} pictures, found them for {len(images) - len(bare)}, "
-            f"missing {len(bare)}, e.g. {', '.join(bare[:3])}"
+    for uid in bare:
+        fault(
+            uid,
+            images[uid].error(
+                f"expected captions for {len(images)} pictures, found them for {len(images) - len(bare)}, "
+                f"missing {len(bare)}, e.g. {', '.join(bare[:3])}"
+            ),
         )
     subset = file.stem.partition("_")[2]
-    return [
-        CaptionRow(
-            file=file,
-            place=record.place,
-            uid=uid,
-            pictures=(file_fields(subset, record.text("file_name")),),
-            captions=tuple(captions[uid]),
-            split=split,
-        )
-        for uid, record in images.items()
-    ]
+
+    def row(uid: str, record: Record) -> CaptionRow:
+        picture = file_fields(subset, record.text("file_name"))
+        texts = tuple(captions[uid])
+        return CaptionRow(file=file, place=record.place, uid=uid, pictures=(picture,), captions=texts, split=split)
+
+    return rows_of(((uid, record) for uid, record in images.items() if captions[uid]), row)
 
 
 def file_fields(filepath: str, filename: str) -> Mapping[str, Any]:

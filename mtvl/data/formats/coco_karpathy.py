@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mtvl.data.formats.coco_captions import file_fields
-from mtvl.data.formats.records import Record, once_each, read_json
+from mtvl.data.formats.records import Record, keyed, read_json, rows_of
 from mtvl.data.formats.rows import CaptionRow
 
 SPLITS = ("train", "restval", "val", "test")
@@ -23,9 +23,9 @@ class COCOKarpathy:
     def read(self, files: Mapping[str, Sequence[Path]], split: str) -> list[CaptionRow]:
         """One row a picture of `split` in file order. Picture fields: filepath, filename, and its stem."""
         records = [r for f in files["rows"] for r in Record(f, "", read_json(f)).records("images")]
-        pairs = once_each(((r.key("cocoid", "imgid"), r) for r in records), "picture id")
-        rows = [_row(uid, record) for uid, record in pairs]
-        list(once_each(((i, _at(r)) for r in rows for i, _ in r.captions), "sentid"))
+        pairs = keyed(records, lambda r: r.key("cocoid", "imgid"), "picture id").items()
+        owners: dict[str, str] = {}
+        rows = rows_of(pairs, lambda uid, record: _with_new_captions(_row(uid, record), record, owners))
         chosen = [row for row in rows if row.split == split]
         if not chosen:
             raise Record(files["rows"][0], "", {}).error(
@@ -34,8 +34,16 @@ class COCOKarpathy:
         return chosen
 
 
-def _at(row: CaptionRow) -> Record:
-    return Record(row.file, row.place, {})
+def _with_new_captions(row: CaptionRow, record: Record, owners: dict[str, str]) -> CaptionRow:
+    """The row; DataError where a caption's id stands twice. `owners`: id -> picture, of the rows before."""
+    own = [caption_id for caption_id, _ in row.captions]
+    twice = next((i for i in own if i in owners or own.count(i) > 1), None)
+    if twice is not None:
+        raise record.error(
+            f"expected every sentid once, found {twice} again (first in picture {owners.get(twice, row.uid)})"
+        )
+    owners.update(dict.fromkeys(own, row.uid))
+    return row
 
 
 def _row(uid: str, record: Record) -> CaptionRow:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtvl.data.formats.records import Record, describe, once_each, read_json, same_ids
+from mtvl.data.formats.records import Record, describe, each, finite_record, keyed, read_json, rows_of, same_ids
 from mtvl.data.formats.rows import QuestionRow
 
 _DETAILS = ("types", "groups", "semantic", "entailed", "equivalent", "semanticStr")
@@ -22,13 +22,15 @@ class GQAOfficial:
 
     def read(self, files: Mapping[str, Sequence[Path]], split: str) -> list[QuestionRow]:
         """Rows in file order. Picture fields: image_id (text). `details` are the official fields and `choices`."""
-        records = dict(once_each(((r.place, r) for f in files["questions"] for r in _entries(f)), "question id"))
+        records = keyed((r for f in files["questions"] for r in _entries(f)), lambda r: r.place, "question id")
         choices: dict[str, Record] = {}
         if files.get("choices"):
-            choices = dict(once_each(((r.place, r) for f in files["choices"] for r in _entries(f)), "question id"))
-            balanced = [uid for uid, record in records.items() if _is_balanced(record)]
-            same_ids(balanced, choices, files["choices"][0], "choices", extra_is_fault=False)
-        return [_row(uid, record, choices.get(uid)) for uid, record in records.items()]
+            choices = keyed((r for f in files["choices"] for r in _entries(f)), lambda r: r.place, "question id")
+            known = dict(each(records.items(), lambda _, record: _is_balanced(record)))
+            balanced = [uid for uid, is_balanced in known.items() if is_balanced]
+            both = same_ids(balanced, choices, files["choices"][0], "choices", extra_is_fault=False)
+            records = {uid: records[uid] for uid, is_balanced in known.items() if uid in both or not is_balanced}
+        return rows_of(records.items(), lambda uid, record: _row(uid, record, choices.get(uid)))
 
 
 def _entries(file: Path) -> list[Record]:
@@ -37,7 +39,7 @@ def _entries(file: Path) -> list[Record]:
         raise Record(file, "", {}).error(f"expected an object question id -> question, found {describe(values)}")
     if not values:
         raise Record(file, "", {}).error("expected questions, found an empty object")
-    return [Record(file, key, value) for key, value in values.items()]
+    return rows_of(values.items(), lambda key, value: finite_record(file, key, value))
 
 
 def _is_balanced(record: Record) -> bool:

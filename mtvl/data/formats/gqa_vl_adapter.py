@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mtvl.data.formats.records import Record, label_scores, once_each, read_json_list
+from mtvl.data.formats.records import Record, keyed, label_scores, read_json_list, rows_of
 from mtvl.data.formats.rows import QuestionRow
 
 
@@ -16,8 +16,8 @@ class GQAVLAdapter:
 
     def read(self, files: Mapping[str, Sequence[Path]], split: str) -> list[QuestionRow]:
         """Rows in file order. Picture fields: image_id and name (the img_id, as text)."""
-        pairs = ((r.key("question_id"), r) for f in files["rows"] for r in read_json_list(f))
-        return [_row(uid, record) for uid, record in once_each(pairs, "question_id")]
+        rows = (r for f in files["rows"] for r in read_json_list(f))
+        return rows_of(keyed(rows, lambda r: r.key("question_id"), "question_id").items(), _row)
 
 
 def _row(uid: str, record: Record) -> QuestionRow:

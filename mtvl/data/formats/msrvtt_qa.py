@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mtvl.data.formats.records import Record, once_each, read_json_list
+from mtvl.data.formats.records import Record, keyed, read_json_list, rows_of
 from mtvl.data.formats.rows import Clip, QuestionRow
 
 
@@ -19,8 +19,8 @@ class MSRVTTQA:
 
     def read(self, files: Mapping[str, Sequence[Path]], split: str) -> list[QuestionRow]:
         """Rows in file order. Path field: vid_name ("video6513" for the video_id 6513)."""
-        pairs = ((r.key("id"), r) for f in files["rows"] for r in read_json_list(f))
-        return [_row(uid, record) for uid, record in once_each(pairs, "id")]
+        rows = (r for f in files["rows"] for r in read_json_list(f))
+        return rows_of(keyed(rows, lambda r: r.key("id"), "id").items(), _row)
 
 
 def _row(uid: str, record: Record) -> QuestionRow:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mtvl.data.formats.records import Record, describe, once_each, read_json_lines
+from mtvl.data.formats.records import Record, describe, keyed, read_json_lines, rows_of
 from mtvl.data.formats.rows import StatementRow
 
 _IDENTIFIER = re.compile(r"([A-Za-z0-9]+)-(\d+)-(\d+)-(\d+)")
@@ -23,8 +23,8 @@ class NLVR2Official:
 
     def read(self, files: Mapping[str, Sequence[Path]], split: str) -> list[StatementRow]:
         """Rows in file order. Picture fields: split (as in the identifier), directory, name."""
-        pairs = ((r.text("identifier"), r) for f in files["rows"] for r in read_json_lines(f))
-        return [_row(uid, record) for uid, record in once_each(pairs, "identifier")]
+        rows = (r for f in files["rows"] for r in read_json_lines(f))
+        return rows_of(keyed(rows, lambda r: r.text("identifier"), "identifier").items(), _row)
 
 
 def _row(uid: str, record: Record) -> StatementRow:

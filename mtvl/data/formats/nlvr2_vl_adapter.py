@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mtvl.data.formats.nlvr2_official import read_truth
-from mtvl.data.formats.records import Record, once_each, read_json_list
+from mtvl.data.formats.records import Record, keyed, read_json_list, rows_of
 from mtvl.data.formats.rows import StatementRow
 
 
@@ -17,8 +17,8 @@ class NLVR2VLAdapter:
 
     def read(self, files: Mapping[str, Sequence[Path]], split: str) -> list[StatementRow]:
         """Rows in file order. Picture fields: name (img0 or img1), split (its first part), directory (empty)."""
-        pairs = ((r.text("identifier"), r) for f in files["rows"] for r in read_json_list(f))
-        return [_row(uid, record) for uid, record in once_each(pairs, "identifier")]
+        rows = (r for f in files["rows"] for r in read_json_list(f))
+        return rows_of(keyed(rows, lambda r: r.text("identifier"), "identifier").items(), _row)
 
 
 def _row(uid: str, record: Record) -> StatementRow:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtvl.data.formats.records import Record, describe, once_each, read_json_lines
+from mtvl.data.formats.records import Record, describe, each, fault, keyed, read_json_lines, rows_of
 from mtvl.data.formats.rows import CaptionRow, ChoiceRow, Clip, QuestionRow, Row
 
 
@@ -26,18 +26,21 @@ class OwnTable:
         Raises DataError for a row without picture or video, or with both; for a field that is missing or empty; for
         rows of two kinds; for an id that stands twice.
         """
-        pairs = ((r.key("id"), r) for f in files["rows"] for r in read_json_lines(f))
-        records = dict(once_each(pairs, "id"))
-        kinds = {uid: _kind(record) for uid, record in records.items()}
-        visuals = {uid: _visual(record) for uid, record in records.items()}
-        first = next(iter(records))
-        for uid, record in records.items():
-            if kinds[uid] != kinds[first] or visuals[uid].keys() != visuals[first].keys():
-                raise record.error(
-                    f"expected a row with {kinds[first]!r} and the same visual input as the first one, found "
-                    f"{', '.join(sorted(record.values))}"
+        records = keyed((r for f in files["rows"] for r in read_json_lines(f)), lambda r: r.key("id"), "id")
+        shapes = dict(each(records.items(), lambda _, record: (_kind(record), _visual(record))))
+        forms = {uid: (kind, tuple(visual)) for uid, (kind, visual) in shapes.items()}
+        first = next(iter(forms.values()), None)
+        for uid, form in forms.items():
+            if form != first:
+                fault(
+                    uid,
+                    records[uid].error(
+                        f"expected a row with {first[0] if first else ''!r} and the same visual input as the first one, found "
+                        f"{', '.join(sorted(records[uid].values))}"
+                    ),
                 )
-        return [_row(uid, record, kinds[uid], visuals[uid], split) for uid, record in records.items()]
+        alike = [(uid, shape) for uid, shape in shapes.items() if forms[uid] == first]
+        return rows_of(alike, lambda uid, shape: _row(uid, records[uid], *shape, split))
 
 
 def _kind(record: Record) -> str:

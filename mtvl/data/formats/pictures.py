@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from mtvl.data.formats.records import rows_of
 from mtvl.data.formats.rows import Row
 from mtvl.errors import ConfigError, DataError
 
@@ -60,6 +61,19 @@ class FileIndex:
     def plain_name(self, name: str) -> str:
         """The name under which the file `name` is looked for."""
         return name
+
+    def find_usable(self, rows: Sequence[Row]) -> tuple[list[Row], list[tuple[str, ...]]]:
+        """Those rows whose files are there, with their paths; the others are faults (`records.taking_faults`)."""
+
+        def paths_of(_uid: str, row: Row) -> tuple[Row, tuple[str, ...]]:
+            found = [(fields, self._resolve(row, fields)) for fields in self.fields_of(row)]
+            missing = {name: row for _, (name, path) in found if path is None}
+            if missing:
+                raise self._missing_error(missing, len(found))
+            return row, tuple(str(path) for _, (_, path) in found)
+
+        pairs = rows_of(((row.uid, row) for row in rows), paths_of)
+        return [row for row, _ in pairs], [paths for _, paths in pairs]
 
     def find_all(self, rows: Sequence[Row]) -> list[tuple[str, ...]]:
         """Absolute paths of all files of all rows; one DataError with counts when any is missing."""

@@ -1,15 +1,71 @@
-"""Reading JSON strictly: every fault becomes a DataError with file, row, expectation and finding."""
+"""Reading JSON strictly: every fault becomes a DataError with file, row, expectation and finding.
+
+Where the faults of single rows are taken (`taking_faults`), such a row is left out and reading goes on; a fault of a
+whole file is an error all the same, since nobody can say what was lost.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mtvl.errors import DataError
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+Take = Callable[[str, DataError], None]  # id (or place) of a row, and what is wrong with it
+_take: ContextVar[Take | None] = ContextVar("take", default=None)
+
+
+@contextmanager
+def taking_faults(take: Take | None) -> Iterator[None]:
+    """Hand the faults of single rows to `take` inside the body; None: they are errors, as everywhere else."""
+    token = _take.set(take)
+    try:
+        yield
+    finally:
+        _take.reset(token)
+
+
+def are_taken() -> bool:
+    """Whether the faults of rows are taken here."""
+    return _take.get() is not None
+
+
+def fault(uid: str, error: DataError) -> None:
+    """Leave the row `uid` out where faults are taken; otherwise raise `error`."""
+    take = _take.get()
+    if take is None:
+        raise error
+    take(uid, error)
+
+
+def each(pairs: Iterable[tuple[str, Item]], make: Callable[[str, Item], Made]) -> Iterator[tuple[str, Made]]:
+    """(id, `make(id, item)`) of every pair; a DataError of `make` is a fault of that row."""
+    for uid, item in pairs:
+        try:
+            made = make(uid, item)
+        except DataError as error:
+            fault(uid, error)
+            continue
+        yield uid, made
+
+
+def rows_of(pairs: Iterable[tuple[str, Item]], make: Callable[[str, Item], Made]) -> list[Made]:
+    """What `each` makes."""
+    return [made for _, made in each(pairs, make)]
+
+
+def keyed(records: Iterable[Record], key: Callable[[Record], str], what: str) -> dict[str, Record]:
+    """Records by their id, in order; one without an id or with that of an earlier one is a fault."""
+    pairs = each(((record.place, record) for record in records), lambda _, record: (key(record), record))
+    return dict(once_each((pair for _, pair in pairs), what))
 
 
 def read_json(file: Path) -> Any:
@@ -32,14 +88,10 @@ def read_json_list(file: Path) -> list[Record]:
 
 def read_json_lines(file: Path) -> list[Record]:
     """Parse a file of one JSON object a line (blank lines are skipped); places are line numbers from 1."""
-    records = [
-        Record(file, f"line {number}", _parse(line, file, f"line {number}"))
-        for number, line in enumerate(_read_text(file).split("\n"), start=1)
-        if line.strip()
-    ]
-    if not records:
+    lines = [(f"line {n}", line) for n, line in enumerate(_read_text(file).split("\n"), start=1) if line.strip()]
+    if not lines:
         raise DataError("expected one JSON object a line, found an empty file", file=file)
-    return records
+    return rows_of(lines, lambda place, line: Record(file, place, _parse(line, file, place)))
 
 
 def _read_text(file: Path) -> str:
@@ -54,6 +106,8 @@ def _read_text(file: Path) -> str:
 
 def _parse(text: str, file: Path, place: str | None) -> Any:
     def refuse(word: str) -> Any:
+        if place is None and _take.get() is not None:
+            return _NotFinite(word)  # refused with its row, where rows are made
         raise DataError(f"expected a finite number, found {word}; mend the file", file=file, row=place)
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -74,6 +128,16 @@ def _parse(text: str, file: Path, place: str | None) -> Any:
         ) from None  # fmt: skip
     except RecursionError:
         raise DataError("expected JSON of ordinary depth, found hundreds of nested levels", file=file) from None
+
+
+class _NotFinite(float):
+    """NaN or an infinity in a file of which rows may be left out."""
+
+
+def _holds_not_finite(value: Any) -> bool:
+    if isinstance(value, (dict, list)):
+        return any(map(_holds_not_finite, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, _NotFinite)
 
 
 @dataclass(frozen=True)
@@ -132,7 +196,8 @@ class Record:
         values = self.need(key)
         if not isinstance(values, list) or not values:
             raise self.error(f"expected a list of rows in {key!r}, found {describe(values)}")
-        return records_of(values, self.file, f"{self.place}.{key}" if self.place else key)
+        # The rows of a file may be left out one by one, parts of a row may not.
+        return records_of(values, self.file, f"{self.place}.{key}" if self.place else key, may_fail=not self.place)
 
     def optional_text(self, key: str) -> str | None:
         """Text, or None when absent or null."""
@@ -144,13 +209,23 @@ class Record:
         return value
 
 
-def records_of(values: Any, file: Path, place: str = "") -> list[Record]:
-    """Wrap a list of objects; DataError when it is no list or empty."""
+def records_of(values: Any, file: Path, place: str = "", *, may_fail: bool = True) -> list[Record]:
+    """Wrap a list of objects; DataError when it is no list or empty. With `may_fail` a bad one is a fault of that row."""
     if not isinstance(values, list):
         raise DataError(f"expected a list of rows, found {describe(values)}", file=file, row=place or None)
     if not values:
         raise DataError("expected rows, found an empty list", file=file, row=place or None)
-    return [Record(file, f"{place}[{i}]", value) for i, value in enumerate(values)]
+    if not may_fail or _take.get() is None:
+        return [Record(file, f"{place}[{i}]", value) for i, value in enumerate(values)]
+    return rows_of(((f"{place}[{i}]", value) for i, value in enumerate(values)), lambda p, v: finite_record(file, p, v))
+
+
+def finite_record(file: Path, place: str, values: Any) -> Record:
+    """A row of a file in which rows may be left out; DataError where it holds NaN or an infinity."""
+    record = Record(file, place, values)
+    if _holds_not_finite(values):
+        raise record.error("expected finite numbers, found NaN or an infinity; mend the file")
+    return record
 
 
 def label_scores(record: Record, key: str = "label") -> dict[str, float]:
@@ -176,21 +251,33 @@ def describe(value: Any) -> str:
 
 
 def once_each(records: Iterable[tuple[str, Record]], what: str) -> Iterator[tuple[str, Record]]:
-    """Pass (id, record) pairs on; DataError at the second row of an id, naming the first."""
+    """Pass (id, record) pairs on; the second row of an id is a fault, which names the first."""
     seen: dict[str, str] = {}
     for uid, record in records:
         where = f"{record.file.name} {record.place}"
         if uid in seen:
-            raise record.error(f"expected every {what} once, found {uid} again (first at {seen[uid]})")
+            fault(uid, record.error(f"expected every {what} once, found {uid} again (first at {seen[uid]})"))
+            continue
         seen[uid] = where
         yield uid, record
 
 
-def same_ids(expected: Iterable[str], found: Iterable[str], file: Path, what: str, *, extra_is_fault: bool) -> None:
-    """DataError with counts unless every expected id is found (and, on wish, no other)."""
+def same_ids(
+    expected: Iterable[str], found: Iterable[str], file: Path, what: str, *, extra_is_fault: bool
+) -> Collection[str]:
+    """The expected ids; DataError with counts unless every one is found (and, on wish, no other).
+
+    Where faults are taken, those that are found; the others, and what was not expected, are faults.
+    """
     wanted, there = list(expected), set(found)
     missing = [i for i in wanted if i not in there]
     extra = sorted(there - set(wanted)) if extra_is_fault else []
+    if _take.get() is not None:
+        for uid in missing:
+            fault(uid, DataError(f"expected {what} for {uid}, found none", file=file))
+        for uid in extra:
+            fault(uid, DataError(f"expected no {what} for {uid}, found them without its row", file=file))
+        return set(wanted) & there
     if missing or extra:
         examples = f"; missing e.g. {', '.join(missing[:3])}" if missing else ""
         examples += f"; not expected e.g. {', '.join(extra[:3])}" if extra else ""
@@ -199,6 +286,7 @@ def same_ids(expected: Iterable[str], found: Iterable[str], file: Path, what: st
             f"not expected {len(extra)}{examples}; questions and annotations must come from one release",
             file=file,
         )
+    return wanted
 
 
 def picture_fields(name: str) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from mtvl.data.formats.records import Record, describe, once_each, read_json_lines
+from mtvl.data.formats.records import Record, describe, each, keyed, read_json_lines
 from mtvl.data.formats.rows import SubtitleLine
 from mtvl.errors import DataError
 
@@ -23,8 +23,8 @@ def read_subtitles(files: Sequence[Path], wanted: Collection[str]) -> Subtitles:
     no video at all has one, file and videos do not belong together: DataError.
     """
     names, found, count = set(wanted), {}, 0
-    for name, record in once_each(((r.key("vid_name"), r) for f in files for r in read_json_lines(f)), "vid_name"):
-        lines = _lines(record)
+    records = keyed((r for f in files for r in read_json_lines(f)), lambda r: r.key("vid_name"), "vid_name")
+    for name, lines in each(records.items(), lambda _, record: _lines(record)):
         count += 1
         if name in names:
             found[name] = lines

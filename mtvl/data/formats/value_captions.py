@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mtvl.data.formats.clips import read_clips, read_held_out
-from mtvl.data.formats.records import Record, once_each, read_json_lines
+from mtvl.data.formats.records import Record, keyed, read_json_lines, rows_of
 from mtvl.data.formats.rows import CaptionRow, Clip
 
 
@@ -20,10 +20,9 @@ class ValueCaptions:
 
     def read(self, files: Mapping[str, Sequence[Path]], split: str) -> list[CaptionRow]:
         """One row a clip in file order. Path field: vid_name. Only training rows must have `descs`."""
-        pairs = ((r.key("clip_id"), r) for f in files["rows"] for r in read_json_lines(f))
-        records = dict(once_each(pairs, "clip_id"))
+        records = keyed((r for f in files["rows"] for r in read_json_lines(f)), lambda r: r.key("clip_id"), "clip_id")
         clips = read_clips(records, files)
-        return [_row(uid, record, clips[uid], split) for uid, record in records.items()]
+        return rows_of(clips.items(), lambda uid, clip: _row(uid, records[uid], clip, split))
 
 
 def _row(uid: str, record: Record, clip: Clip, split: str) -> CaptionRow:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mtvl.data.formats.clips import read_clips, read_held_out
-from mtvl.data.formats.records import Record, once_each, read_json_lines
+from mtvl.data.formats.records import Record, keyed, read_json_lines, rows_of
 from mtvl.data.formats.rows import ChoiceRow, Clip
 
 _MAX_CHOICES = 10  # a0 ... a9
@@ -25,10 +25,9 @@ class ValueQA:
 
         The answers are a0, a1, ...; the test files leave `answer_idx` out, How2QA leaves `show_name` out.
         """
-        pairs = ((r.key("qid"), r) for f in files["rows"] for r in read_json_lines(f))
-        records = dict(once_each(pairs, "qid"))
+        records = keyed((r for f in files["rows"] for r in read_json_lines(f)), lambda r: r.key("qid"), "qid")
         clips = read_clips(records, files)
-        return [_row(uid, record, clips[uid]) for uid, record in records.items()]
+        return rows_of(clips.items(), lambda uid, clip: _row(uid, records[uid], clip))
 
 
 def _row(uid: str, record: Record, clip: Clip) -> ChoiceRow:

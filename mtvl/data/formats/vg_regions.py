@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mtvl.data.formats.records import once_each, read_json_list
+from mtvl.data.formats.records import Record, keyed, read_json_list, rows_of
 from mtvl.data.formats.rows import CaptionRow
 
 
@@ -20,18 +20,23 @@ class VGRegions:
     def read(self, files: Mapping[str, Sequence[Path]], split: str) -> list[CaptionRow]:
         """One row a picture in file order, its phrases as captions; a picture may have none. Picture field: image_id."""
         records = [record for file in files["rows"] for record in read_json_list(file)]
-        pictures = list(once_each(((r.key("id", "image_id"), r) for r in records), "picture id"))
-        described = [(uid, record) for uid, record in pictures if record.values.get("regions") != []]
-        regions = [(uid, region) for uid, record in described for region in record.records("regions")]
-        captions: dict[str, list[tuple[str, str]]] = {uid: [] for uid, _ in pictures}
-        for (uid, _), (region_id, region) in zip(
-            regions, once_each(((r.key("region_id", "id"), r) for _, r in regions), "region id"), strict=True
-        ):
-            captions[uid].append((region_id, region.text("phrase")))
-        return [
-            CaptionRow(
-                file=record.file, place=record.place, uid=uid, pictures=({"image_id": uid},),
-                captions=tuple(captions[uid]), split=split,
-            )
-            for uid, record in pictures
-        ]  # fmt: skip
+        pictures = keyed(records, lambda r: r.key("id", "image_id"), "picture id")
+        owners: dict[str, str] = {}
+        return rows_of(pictures.items(), lambda uid, record: _row(uid, record, split, owners))
+
+
+def _row(uid: str, record: Record, split: str, owners: dict[str, str]) -> CaptionRow:
+    """A picture with its phrases. `owners`: region id -> picture, of the rows before and this one."""
+    regions = [] if record.values.get("regions") == [] else record.records("regions")
+    captions = [(region.key("region_id", "id"), region.text("phrase")) for region in regions]
+    own = [region_id for region_id, _ in captions]
+    twice = next((i for i in own if i in owners or own.count(i) > 1), None)
+    if twice is not None:
+        raise record.error(
+            f"expected every region id once, found {twice} again (first in picture {owners.get(twice, uid)})"
+        )
+    owners.update(dict.fromkeys(own, uid))
+    return CaptionRow(
+        file=record.file, place=record.place, uid=uid, pictures=({"image_id": uid},), captions=tuple(captions),
+        split=split,
+    )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mtvl.data.formats.records import Record, label_scores, once_each, picture_fields, read_json_list, same_ids
+from mtvl.data.formats.records import Record, keyed, label_scores, picture_fields, read_json_list, rows_of, same_ids
 from mtvl.data.formats.rows import QuestionRow
 from mtvl.data.formats.vqa_official import question_types, read_annotations, read_answers
 
@@ -20,15 +20,15 @@ class VQAKarpathy:
 
     def read(self, files: Mapping[str, Sequence[Path]], split: str) -> list[QuestionRow]:
         """Rows in file order. Picture fields: name (img_id) and folder (train2014, ...)."""
-        records = dict(
-            once_each(((r.key("question_id"), r) for f in files["rows"] for r in read_json_list(f)), "question_id")
-        )
+        rows = (r for f in files["rows"] for r in read_json_list(f))
+        records = keyed(rows, lambda r: r.key("question_id"), "question_id")
         annotations: dict[str, Record] = {}
         if files.get("annotations"):
             annotations = read_annotations(files["annotations"])
             # The raw files cover all of train2014 and val2014, so they hold more questions than this split.
-            same_ids(records, annotations, files["annotations"][0], "raw annotations", extra_is_fault=False)
-        return [_row(uid, record, annotations.get(uid)) for uid, record in records.items()]
+            both = same_ids(records, annotations, files["annotations"][0], "raw annotations", extra_is_fault=False)
+            records = {uid: record for uid, record in records.items() if uid in both}
+        return rows_of(records.items(), lambda uid, record: _row(uid, record, annotations.get(uid)))
 
 
 def _row(uid: str, record: Record, annotation: Record | None) -> QuestionRow:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtvl.data.formats.records import Record, describe, once_each, read_json, same_ids
+from mtvl.data.formats.records import Record, describe, keyed, read_json, rows_of, same_ids
 from mtvl.data.formats.rows import QuestionRow
 
 
@@ -20,22 +20,22 @@ class VQAOfficial:
 
     def read(self, files: Mapping[str, Sequence[Path]], split: str) -> list[QuestionRow]:
         """Rows in the order of the questions file. Picture fields: image_id (int)."""
-        questions = dict(
-            once_each(
-                ((r.key("question_id"), r) for f in files["questions"] for r in _rows(f, "questions")), "question_id"
-            )
-        )
+        questions = keyed((r for f in files["questions"] for r in _rows(f, "questions")), _id, "question_id")
         annotations: dict[str, Record] = {}
         if files.get("annotations"):
             annotations = read_annotations(files["annotations"])
-            same_ids(questions, annotations, files["annotations"][0], "annotations", extra_is_fault=True)
-        return [_row(uid, record, annotations.get(uid)) for uid, record in questions.items()]
+            both = same_ids(questions, annotations, files["annotations"][0], "annotations", extra_is_fault=True)
+            questions = {uid: record for uid, record in questions.items() if uid in both}
+        return rows_of(questions.items(), lambda uid, record: _row(uid, record, annotations.get(uid)))
 
 
 def read_annotations(files: Sequence[Path]) -> dict[str, Record]:
     """Annotation records by question id, over several files."""
-    rows = ((r.key("question_id"), r) for f in files for r in _rows(f, "annotations"))
-    return dict(once_each(rows, "question_id"))
+    return keyed((r for f in files for r in _rows(f, "annotations")), _id, "question_id")
+
+
+def _id(record: Record) -> str:
+    return record.key("question_id")
 
 
 def _rows(file: Path, key: str) -> list[Record]:
