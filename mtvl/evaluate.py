@@ -102,7 +102,7 @@ def _evaluate_model(
     config = replace(config, data=replace(config.data, fill="eager"))
     workspace = Workspace(config, model.backbone, tower=model.trained_tower, device=device, say=say)
     workspace.prepare([(task, split) for task in config.tasks])
-    evaluator = Evaluator(model.to(device), workspace.tokenizer, device)
+    evaluator = Evaluator(model.to(device), workspace.writer, device)
     mixed = _predict_mixed(workspace, evaluator, config, split) if config.evaluate.mixed else {}
     results: dict[str, dict[str, Any]] = {}
     items: dict[str, Mapping[str, float]] = {}

@@ -23,7 +23,7 @@ from mtvl.model import Model, build_model
 from mtvl.objectives.seq2seq import sample_losses, token_losses
 from mtvl.tasks import load_task
 from mtvl.types import Batch, Example, Segment, Visual
-from mtvl.workspace import Workspace, ensure_features, open_stores
+from mtvl.workspace import Workspace, answers_of, ensure_features, open_stores, with_answers
 
 
 def inspect_sample(config: RunConfig, task: str, index: int, split: str, checkpoint: str = "") -> str:
@@ -37,6 +37,7 @@ def inspect_sample(config: RunConfig, task: str, index: int, split: str, checkpo
         root, cache = config.data.root or trained.data.root, config.data.cache or trained.data.cache
         config = replace(trained, tasks=(task,), data=replace(trained.data, root=root, cache=cache))
     else:
+        config = with_answers(config, _silent)
         model = build_model(config)
     workspace = Workspace(config, model.backbone, tower=model.trained_tower, say=_silent)
     examples = workspace.examples(task, split)
@@ -52,12 +53,11 @@ def inspect_sample(config: RunConfig, task: str, index: int, split: str, checkpo
         memory = model.backbone.encode(batch)
         losses = token_losses(model.backbone.decode(memory, batch.target_ids), batch.target_ids)
         loss = sample_losses(losses, batch.target_ids, batch.target_weights)
-    answer = Evaluator(model, workspace.tokenizer).predict_batch(workspace.tasks[task], batch)[0]
+    answer = Evaluator(model, workspace.writer).predict_batch(workspace.tasks[task], batch)[0]
     lines = _sample_lines(workspace, example, batch, split, index)
     # A hidden answer leaves one ignored position, which no tokenizer can decode.
     pieces = [
-        "<none>" if t == IGNORE else workspace.tokenizer.decode([t]) or "<special>"
-        for t in batch.target_ids[0].tolist()
+        "<none>" if t == IGNORE else workspace.writer.decode([t]) or "<special>" for t in batch.target_ids[0].tolist()
     ]
     lines += ["", f"encoder memory  {tuple(memory.hidden.shape)} (B, S+V, D)"]
     lines += ["token loss      " + "  ".join(f"{p}:{v:.3f}" for p, v in zip(pieces, losses[0].tolist(), strict=True))]
@@ -92,7 +92,7 @@ def _sample_lines(workspace: Workspace, example: Example, batch: Batch, split: s
         f"features        {tuple(batch.features.shape)} (B, N, P, F) {batch.feature_kind}  min {float(batch.features.min()):.3f} "
         f"max {float(batch.features.max()):.3f}" if batch.features.numel() else "features        none",
         f"target_ids      {tuple(batch.target_ids.shape)} (B, T)  {labels}",
-        f"decoded labels  {tokenizer.decode(labels)!r}",
+        f"decoded labels  {workspace.writer.decode(labels)!r}",
         f"limits          source {task.limits.source_tokens} tokens, target {task.limits.target_tokens} (0: none); loss {task.loss}",
     ]  # fmt: skip
     return lines
@@ -151,13 +151,13 @@ def predict_one(
 
 
 def _answer(model: Model, config: RunConfig, task: object, example: Example) -> str:
-    tokenizer = model.backbone.tokenizer()
+    tokenizer, answers = model.backbone.tokenizer(), answers_of(model.backbone)
     features, frames, _ = open_stores(config, model.backbone)
     ensure_features(features, frames, [example], "eager", _silent)
     collator = Collator(
         tokenizer, features, {example.task: task.limits}, frames=frames, max_frames=model.backbone.max_frames,  # type: ignore[attr-defined]
-        max_tokens=model.backbone.max_tokens, text_only=config.data.text_only,
+        max_tokens=model.backbone.max_tokens, answers=answers, text_only=config.data.text_only,
     )  # fmt: skip
     batch = collator.collate(example.task, [example], training=False)
     model.eval()
-    return Evaluator(model, tokenizer).predict_batch(task, batch)[0].text  # type: ignore[arg-type]
+    return Evaluator(model, answers or tokenizer).predict_batch(task, batch)[0].text  # type: ignore[arg-type]

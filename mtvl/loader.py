@@ -159,4 +159,5 @@ def _as_filler(batch: Batch) -> Batch:
         uids=("",) * len(batch.uids),
         target_ids=torch.full_like(batch.target_ids, IGNORE),
         target_weights=torch.zeros_like(batch.target_weights),
+        answer_scores=torch.full_like(batch.answer_scores, -1),
     )

@@ -41,7 +41,7 @@ from mtvl.report import JsonLines, Progress, Scalars
 from mtvl.tasks import TASKS_DIR, load_task
 from mtvl.tasks.visual import with_visual
 from mtvl.types import Example
-from mtvl.workspace import Workspace
+from mtvl.workspace import Workspace, with_answers
 
 STOPPED_BY_SIGNAL = 143  # 128 + SIGTERM: saved, can be resumed
 
@@ -90,6 +90,9 @@ class Run:
         self.say = print if dist.is_main() else _silent
         self.device = start()
         check_ranks(config)
+        config = self.config = with_answers(config, self.say)  # written down, too: an export answers with the same list
+        if "answers" in config.backbone:
+            check_ranks(config)  # ranks on unequal copies of the data would make heads of their own
         self.model = build_model(config)
         self.base, self.rows = base_fingerprint(self.model), added_rows(self.model)  # before anything is partitioned
         self.workspace = Workspace(config, self.model.backbone, device=self.device, say=self.say)
@@ -117,7 +120,7 @@ class Run:
         torch.manual_seed(
             stable_bits("dropout", config.seed, dist.rank()) % 2**63
         )  # the only use of the global generator
-        self.evaluator = Evaluator(self.model, self.workspace.tokenizer, self.device)
+        self.evaluator = Evaluator(self.model, self.workspace.writer, self.device)
         self.first = 0
         self.best: dict[str, Any] = {}
         self.seen = dict.fromkeys(config.tasks, 0)

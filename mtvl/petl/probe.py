@@ -30,11 +30,11 @@ class Probe:
 
     def plan(self, sites: list[Site], tasks: tuple[str, ...]) -> Plan:
         """Unfreeze the heads."""
-        unfrozen = tuple(s for s in sites if s.kind == "head")
+        unfrozen = tuple(s for s in sites if s.kind in ("head", "answers"))
         if not unfrozen:
             raise PlanError(
                 "this backbone has no heads beside its language model; 'probe' is defined for blip with contrast, matching "
-                "or comparing heads; 'projection' is the nearest method here"
+                "or comparing heads and for clip_vil; 'projection' is the nearest method here"
             )
         return Plan("probe", (), tasks, tuple(sites), (), unfrozen)
 
