@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -20,6 +21,7 @@ from mtvl.errors import ConfigError, DataError
 from mtvl.evaluator import Evaluator
 from mtvl.export import load_export
 from mtvl.model import Model, build_model
+from mtvl.objectives.answers import soft_answer_losses
 from mtvl.objectives.seq2seq import sample_losses, token_losses
 from mtvl.tasks import load_task
 from mtvl.types import Batch, Example, Segment, Visual
@@ -52,7 +54,7 @@ def inspect_sample(config: RunConfig, task: str, index: int, split: str, checkpo
     with torch.no_grad():
         memory = model.backbone.encode(batch)
         losses = token_losses(model.backbone.decode(memory, batch.target_ids), batch.target_ids)
-        loss = sample_losses(losses, batch.target_ids, batch.target_weights)
+        loss, meaning = _sample_loss(model, memory, batch, losses)
     answer = Evaluator(model, workspace.writer).predict_batch(workspace.tasks[task], batch)[0]
     lines = _sample_lines(workspace, example, batch, split, index)
     # A hidden answer leaves one ignored position, which no tokenizer can decode.
@@ -61,13 +63,23 @@ def inspect_sample(config: RunConfig, task: str, index: int, split: str, checkpo
     ]
     lines += ["", f"encoder memory  {tuple(memory.hidden.shape)} (B, S+V, D)"]
     lines += ["token loss      " + "  ".join(f"{p}:{v:.3f}" for p, v in zip(pieces, losses[0].tolist(), strict=True))]
-    lines += [
-        f"loss            {float(loss[0]):.4f} (mean over tokens x target weight {float(batch.target_weights[0]):.2f})"
-    ]
+    lines += [f"loss            {loss:.4f} ({meaning})"]
     lines += [f"answer now      {answer.text!r}" + (f"  {dict(answer.scores)}" if answer.scores else "")]
     if dist.is_main():
         lines += _drawn(example, config, answer.text, f"{task}-{split}-{index}.png")
     return "\n".join(lines)
+
+
+def _sample_loss(model: Model, memory: Any, batch: Batch, losses: torch.Tensor) -> tuple[float, str]:
+    """What training would add up for the row of `batch`, whose losses by token are (1, T), and how it is made."""
+    answers = answers_of(model.backbone)
+    if answers is None or answers.are_exclusive(batch.task):
+        weight = float(batch.target_weights[0])
+        loss = sample_losses(losses, batch.target_ids, batch.target_weights)
+        return float(loss[0]), f"mean over tokens x target weight {weight:.2f}"
+    loss = soft_answer_losses(model.backbone.answer_logits(memory), batch.answer_scores)
+    count = int((batch.answer_scores >= 0).sum())
+    return float(loss[0]), f"binary cross entropy against all targets' weights, summed over {count} answers"
 
 
 def _sample_lines(workspace: Workspace, example: Example, batch: Batch, split: str, index: int) -> list[str]:

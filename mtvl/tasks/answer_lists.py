@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtvl.errors import ConfigError, DataError
+from mtvl.errors import ConfigError, DataError, near_names
 from mtvl.types import Example, Task
 
 MANY = 20_000  # answers of one task; above it the head would be larger than its encoder
@@ -29,11 +29,15 @@ def answer_lists(tasks: Mapping[str, Task], files: Mapping[str, str], root: Path
 
     A task that chooses among fixed texts has these, and exactly one of them is right; the others have those of their file
     in `files` (a JSON list of texts, absolute or below `root`), or those of the training split. Above the limit the
-    answers of the fewest examples are left out, the last in the alphabet among equals.
+    answers of the fewest examples are left out, the last in the alphabet among equals, but no choice and none of a file.
     Raises ConfigError for tasks that rank each row's own choices or answer with free text, and for a limit that leaves
     most examples without an answer; DataError for a faulty file.
     """
-    fixed = {name: task.decoding.choices for name, task in tasks.items() if task.decoding.mode == "choose"}
+    for name in files:
+        if name not in tasks:
+            raise ConfigError(f"'backbone.answer_files.{name}' is not one of the tasks; {near_names(name, tasks)}")
+    exclusive = tuple(name for name, task in tasks.items() if task.decoding.mode == "choose")
+    given: dict[str, tuple[str, ...]] = {}
     counts: dict[str, Counter[str]] = {}
     for name, task in tasks.items():
         if task.decoding.mode == "rank":
@@ -41,19 +45,17 @@ def answer_lists(tasks: Mapping[str, Task], files: Mapping[str, str], root: Path
                 f"task {name!r} ranks each row's own choices, which are no list of answers; set "
                 f"task.{name}.decoding.mode=generate, or take a backbone that writes text"
             )
-        if name in files:
-            names = read_answers(_below(root, files[name]))
-            counts[name] = Counter({text: len(names) - place for place, text in enumerate(names)})
-        elif name not in fixed:
+        if name in exclusive:
+            given[name] = task.decoding.choices
+        elif name in files:
+            given[name] = read_answers(_below(root, files[name]))
+        else:
             counts[name] = _counted(name, task.examples("train"))
-    kept = _most_frequent(counts, {text for texts in fixed.values() for text in texts}, limit)
-    of_task = {
-        name: fixed[name] if name in fixed else tuple(t for t, _ in ranked(counts[name]) if t in kept) for name in tasks
-    }
-    remarks = [
-        _covered(name, task, of_task[name], len(counts[name])) for name, task in tasks.items() if name not in fixed
-    ]
-    return Lists(of_task, tuple(fixed), tuple(remarks))
+    kept = _most_frequent(counts, {text for texts in given.values() for text in texts}, limit)
+    of_task = {name: given.get(name) or tuple(t for t, _ in ranked(counts[name]) if t in kept) for name in tasks}
+    learned = [name for name in tasks if name not in exclusive]
+    remarks = [_covered(n, tasks[n], of_task[n], len(counts.get(n, of_task[n]))) for n in learned]
+    return Lists(of_task, exclusive, tuple(remarks))
 
 
 def ranked(counts: Mapping[str, int]) -> list[tuple[str, int]]:
@@ -61,7 +63,7 @@ def ranked(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
-def read_answers(file: Path) -> list[str]:
+def read_answers(file: Path) -> tuple[str, ...]:
     """A JSON list of texts, e.g. the `trainval_label2ans.json` of VQA and GQA; an empty text stands for no answer."""
     try:
         names = json.loads(file.read_text(encoding="utf-8"))
@@ -69,7 +71,7 @@ def read_answers(file: Path) -> list[str]:
         raise DataError(f"expected a JSON list of answers ({error}); see 'backbone.answer_files'", file=file) from None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or not any(names):
         raise DataError(f"expected a JSON list of texts, found {str(names)[:60]}", file=file)
-    return [name for name in dict.fromkeys(names) if name]
+    return tuple(name for name in dict.fromkeys(names) if name)
 
 
 def _below(root: Path, name: str) -> Path:
@@ -99,7 +101,9 @@ def _most_frequent(counts: Mapping[str, Counter[str]], fixed: set[str], limit: i
         together.update(own)
     names = [text for text, _ in ranked(together) if text not in fixed]
     if limit and len(fixed) > limit:
-        raise ConfigError(f"'backbone.num_answers' is {limit}, the tasks' fixed choices alone are {len(fixed)}")
+        raise ConfigError(
+            f"'backbone.num_answers' is {limit}, the tasks' choices and the answers of files alone are {len(fixed)}"
+        )
     return fixed | set(names[: limit - len(fixed)] if limit else names)
 
 
