@@ -100,7 +100,9 @@ class ClipVil(ClipSeq2Seq):
         Raises CheckpointError when something of the text or of a layer is not there.
         """
         with readable(source):
-            public = AutoModel.from_pretrained(source).state_dict()
+            model, told = AutoModel.from_pretrained(source, output_loading_info=True)
+        drawn = set(told["missing_keys"])  # what transformers has filled at random, e.g. a pooler that was not saved
+        public = {name: value for name, value in model.state_dict().items() if name not in drawn}
         own = {f"bert.{name}": value for name, value in self.bert.state_dict().items()}
         own |= {f"head.pool.{name}": value for name, value in self.head.pool.state_dict().items()}
         names = {f"bert.{name}": name for name in public} | {
@@ -116,7 +118,7 @@ class ClipVil(ClipSeq2Seq):
             for name, value in found.items():
                 own[name].copy_(value)
         missing = sorted({n for n in self.state_dict() if n not in found})
-        unused = sorted(set(public) - {names[n] for n in found})
+        unused = sorted((set(public) - {names[n] for n in found}) | set(told["unexpected_keys"]))
         _log.info(
             "%s: %d tensors read; missing, starting at random: %s; unexpected, not used: %s", source, len(found),
             ", ".join(missing) or "none", ", ".join(unused) or "none",

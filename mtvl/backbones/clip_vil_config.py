@@ -25,6 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "intermediate_size": 512, "max_position_embeddings": 192, "type_vocab_size": 2,
     },
 }  # fmt: skip
+_BOOKKEEPING = ("model_type", "architectures", "transformers_version", "dtype")
 # Encoders of transformers with BERT's layers; of others nothing could be read.
 READABLE = ("bert", "visual_bert", "lxmert")
 
@@ -53,15 +54,15 @@ class ClipVilConfig(ClipConfig):
 
 def answer_list(config: ClipVilConfig) -> AnswerList:
     """The list of answers; ConfigError when neither it nor its length is known, and when it is too long."""
-    found = AnswerList(config.answers, config.exclusive, config.num_answers)
-    if not found.size:
+    count = len({name for names in config.answers.values() for name in names})
+    if not (config.num_answers or count):
         raise ConfigError(
             "the answers of clip_vil are not known before its training data are read; give 'backbone.num_answers', the "
             "places of its head, e.g. backbone.num_answers=3129"
         )
-    if len(found) > found.size:
-        raise ConfigError(f"'backbone.answers' holds {len(found)} answers, 'backbone.num_answers' is {found.size}")
-    return found
+    if 0 < config.num_answers < count:
+        raise ConfigError(f"'backbone.answers' holds {count} answers, 'backbone.num_answers' is {config.num_answers}")
+    return AnswerList(config.answers, config.exclusive, config.num_answers)
 
 
 def text_config(config: ClipVilConfig) -> BertConfig:
@@ -76,7 +77,7 @@ def text_config(config: ClipVilConfig) -> BertConfig:
                 f"{', '.join(READABLE)}"
             )
         own = BertConfig().to_dict()
-        values = {k: v for k, v in public.to_dict().items() if k in own and k not in ("model_type", "architectures")}
+        values = {k: v for k, v in public.to_dict().items() if k in own and k not in _BOOKKEEPING}
         if public.model_type == "lxmert":  # whose depth is a mapping; its language layers are BERT's
             values["num_hidden_layers"] = public.l_layers
     return BertConfig(**{**values, **config.text})

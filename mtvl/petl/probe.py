@@ -8,7 +8,7 @@ from torch import nn
 
 from mtvl.errors import PlanError
 from mtvl.petl.plan import Injection, Plan
-from mtvl.petl.select import MethodConfig
+from mtvl.petl.select import MethodConfig, layers_option
 from mtvl.petl.share import ActiveTask
 from mtvl.sites import Site
 
@@ -36,7 +36,7 @@ class Probe:
                 "this backbone has no heads beside its language model; 'probe' is defined for blip with contrast, matching "
                 "or comparing heads and for clip_vil; 'projection' is the nearest method here"
             )
-        return Plan("probe", (), tasks, tuple(sites), (), unfrozen)
+        return Plan("probe", layers_option(self.config.layers), tasks, tuple(sites), (), unfrozen)
 
     def build(self, injection: Injection, active: ActiveTask) -> nn.Module:
         """Nothing is injected."""
