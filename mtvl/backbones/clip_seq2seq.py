@@ -185,12 +185,16 @@ class ClipSeq2Seq(nn.Module):
             width = state.get(f"visual.features.{kind}.0.weight", torch.empty(0, 0)).shape[1]
             if width != self.widths.get(kind, 0):
                 state = {k: v for k, v in state.items() if not k.startswith(f"visual.features.{kind}.")}
-        missing, unexpected = self.load_state_dict(state, strict=False)
+        missing, unexpected = self.load_state_dict(self._fitting(state), strict=False)
         # A projection of features that the checkpoint was not pretrained with starts at random, as with public weights.
         fresh = {k for k in missing if k.startswith(self.renewed)}
         absent = set(missing) - self.tied_names() - fresh - {f"{self.text_name}.{name}" for name in self.unsaved}
         if absent or unexpected:
             raise CheckpointError(f"{folder}: missing {sorted(absent)[:3]}, unexpected {unexpected[:3]}")
+
+    def _fitting(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What this model takes of a bundled checkpoint."""
+        return state
 
     def _load_public(self, source: str) -> None:
         """Plain weights of the language model: their token rows are copied, the rows after them stay random."""

@@ -94,6 +94,12 @@ class ClipVil(ClipSeq2Seq):
         """None: every token is a public one."""
         return {}
 
+    def _fitting(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Without the last layer of the head: places of another list mean other answers."""
+        own = self.state_dict()
+        other = {n for n, v in state.items() if n.startswith("visual.") and n in own and own[n].shape != v.shape}
+        return {n: v for n, v in state.items() if not n.startswith("head.out.") and n not in other}
+
     def _load_public(self, source: str) -> None:
         """The encoder of a public checkpoint, and its pooler where it has one; what is left out on either side is said.
 

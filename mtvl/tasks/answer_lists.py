@@ -12,7 +12,7 @@ from mtvl.errors import ConfigError, DataError, near_names
 from mtvl.types import Example, Task
 
 MANY = 20_000  # answers of one task; above it the head would be larger than its encoder
-LEAST = 0.5  # share of the training examples that have one of the answers kept
+LEAST = 0.5  # share of the training examples that must have an answer of the list, and one that stands twice
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,15 @@ def _below(root: Path, name: str) -> Path:
 
 
 def _counted(name: str, examples: Sequence[Example]) -> Counter[str]:
-    """In how many examples each answer stands; ConfigError where hardly any stands twice, as in free text."""
+    """In how many examples each answer stands; ConfigError where most best answers stand once, as in free text."""
     counts = Counter(target.text for e in examples for target in e.targets if target.text and target.weight > 0)
-    if 2 * len(counts) > len(examples):
+    best = [max(e.targets, key=lambda target: target.weight).text for e in examples]
+    repeated = sum(counts[text] > 1 for text in best)
+    if repeated < LEAST * len(examples):
         raise ConfigError(
-            f"task {name!r} has {len(counts):,} different answers in {len(examples):,} training examples: that is free text "
-            "and no list of answers; leave the task out, or take a backbone that writes text (clip_bart, clip_t5)"
+            f"task {name!r}: of {len(examples):,} training examples only {repeated:,} have an answer that stands in another "
+            "one too; that is free text and no list of answers: leave the task out, or take a backbone that writes text "
+            "(clip_bart, clip_t5)"
         )
     return counts
 

@@ -29,6 +29,7 @@ from mtvl.backbones.tokenizers import load_bert_tokenizer
 from mtvl.backbones.visual import GridEmbedding
 from mtvl.config import RunConfig, parse_section
 from mtvl.errors import CheckpointError, ConfigError
+from mtvl.interchange.bundle import write_bundle
 from mtvl.model import Model, build_model
 from mtvl.types import Batch, Decoding, Target
 
@@ -261,3 +262,24 @@ def test_the_tokenizer_wraps_as_bert_does(tmp_path: Path) -> None:
     assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.decode([2, 5, 6, 3])) == (0, 3, "what is")
     bundled = load_bert_tokenizer(str(BUNDLED / "tiny"))
     assert bundled.wrap([7]) == [0, 7, 2] and bundled.pad_id == 1
+
+
+def test_a_trained_model_is_a_backbone_for_other_answers(
+    section: dict[str, Any], tmp_path: Path, make_batch: Any
+) -> None:
+    """Another list starts with a new last layer; everything else is what was written."""
+    tiny = {**section, "tokenizer": "tiny", "text": {**section["text"], "vocab_size": 2000}}
+    config = RunConfig(
+        tasks=tuple(OF_TASK), backbone={**tiny, "answers": OF_TASK, "num_answers": 8}, petl={"name": "full"}
+    )
+    model = build_model(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    write_bundle(tmp_path / "bundle", model, config)
+    start = {"name": "clip_vil", "weights": str(tmp_path / "bundle"), "visual_tokens": 9, "num_answers": 5}
+    again = ClipVil.build(parse_section(ClipVilConfig, start))
+    own, state = again.state_dict(), model.backbone.state_dict()
+    new = {n for n in own if own[n].shape != state[n].shape or not torch.equal(own[n], state[n])}
+    assert new == {"head.out.weight", "head.out.bias"}
+    assert again.tokenizer().encode("what is it?") == model.backbone.tokenizer().encode("what is it?")

@@ -125,7 +125,7 @@ def test_one_sample_and_one_picture(
 
 
 def test_what_users_get_wrong(recipe: Recipe, run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="task 'coco' has .* that is free text"):
+    with pytest.raises(ConfigError, match="task 'coco': .* that is free text|only .* of task 'coco' have one of"):
         train(recipe(tasks=["coco"]), tmp_path / "coco")
     with pytest.raises(ConfigError, match=r"clip_vil reads pictures; for tasks on videos|ranks each row's own choices"):
         train(recipe(tasks=["tvqa"]), tmp_path / "tvqa")

@@ -67,8 +67,8 @@ def test_files_give_lists_in_their_order(tmp_path: Path) -> None:
 
 
 def test_what_is_no_list_of_answers_is_refused() -> None:
-    captions = _Task([[f"a caption {i // 2}", f"another {i}"] for i in range(6)])
-    with pytest.raises(ConfigError, match="'coco' has 9 different answers in 6 training examples: that is free text"):
+    captions = _Task([["a dog"], ["a dog"], *([f"caption {i}"] for i in range(3))])
+    with pytest.raises(ConfigError, match="'coco': of 5 training examples only 2 have an answer that .* free text"):
         answer_lists({"coco": captions}, {}, NOWHERE)
     ranked = _Task([["a"], ["a"]], Decoding(mode="rank", choices=("a0", "a1")))
     with pytest.raises(ConfigError, match=r"ranks each row's own choices.*task\.tvqa\.decoding\.mode=generate"):
