@@ -55,7 +55,7 @@ def recipe(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
             f"data.root={root}", f"data.cache={cache}", "data.workers=0", "train.steps=8", "train.global_batch=8",
             "train.micro_batch=4", "checkpoint.every_steps=4", "petl={name: adapter, share: none, bottleneck: 4}",
             "backbone.text={num_hidden_layers: 2, hidden_size: 32, intermediate_size: 64}", "backbone.dropout=0.1",
-            "backbone.visual_tokens=9", "optim.lr=0.01",
+            "backbone.visual_tokens=9", "optim.lr=0.01", "mixture.block=4",
         ]  # fmt: skip
         return load_run_config(RECIPE, tasks, [*small, *overrides])
 

@@ -33,6 +33,7 @@ METHODS = (
     "vcra",
     "t5_adapter",
     "t5_prefix",
+    "vil_adapter",
 )
 STAGES = ("zero0", "zero1", "zero2", "zero3")
 
