@@ -218,7 +218,7 @@ def identity_of(config: RunConfig, run: Run, schedule: Schedule, examples: dict[
         del optim["tower"]  # checkpoints from before there was such a section stay what they are
     return {
         "base": run.base, "tower": run.workspace.tower_fingerprint, "plan": run.model.plan.fingerprint(),
-        "backbone": json.dumps(config.backbone, sort_keys=True), "petl": json.dumps(config.petl, sort_keys=True),
+        "backbone": json.dumps(_brief(config.backbone), sort_keys=True), "petl": json.dumps(config.petl, sort_keys=True),
         "tasks": ",".join(config.tasks),
         "seed": str(config.seed), "number of examples": json.dumps(schedule.sizes), "examples": digest.hexdigest()[:16],
         "mixture": json.dumps(to_plain(config.mixture)), "schedule": schedule.fingerprint,
@@ -228,6 +228,15 @@ def identity_of(config: RunConfig, run: Run, schedule: Schedule, examples: dict[
     }  # fmt: skip
 
 
+def _brief(backbone: dict[str, Any]) -> dict[str, Any]:
+    """The section with its lists of answers, which may run to thousands, as their numbers and a hash."""
+    if not (answers := backbone.get("answers")):
+        return backbone
+    digest = hashlib.sha256(json.dumps(answers, sort_keys=True).encode()).hexdigest()[:16]
+    numbers = ", ".join(f"{task} {len(names)}" for task, names in answers.items())
+    return {**backbone, "answers": f"{numbers} ({digest})"}
+
+
 def check_ranks(config: RunConfig) -> None:
     """EngineError on all ranks unless all were given one recipe. Folders and files may differ from machine to machine.
 
@@ -235,7 +244,8 @@ def check_ranks(config: RunConfig) -> None:
     """
     apart = ("data", "engine", "checkpoint", "evaluate")
     sections = {k: v for k, v in to_plain(config).items() if k not in apart}
-    sections["backbone"] = {k: v for k, v in sections["backbone"].items() if not k.endswith(("weights", "tokenizer"))}
+    backbone = _brief(sections["backbone"])
+    sections["backbone"] = {k: v for k, v in backbone.items() if not k.endswith(("weights", "tokenizer"))}
     everyone = dist.gather_objects(sections)
     for key in ("tasks", *sections):
         if any(other[key] != everyone[0][key] for other in everyone):

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 KEEP = 100  # priority of a segment that is never truncated
@@ -216,8 +217,8 @@ class Answers(Tokenizer, Protocol):
     `encode` gives no id for a text that is none of them.
     """
 
-    def scores(self, task: str, targets: Sequence[Target]) -> list[float]:
-        """One number an answer: its weight among `targets`, 0 without one, -1 where it is none of the task's answers."""
+    def scores(self, task: str, targets: Sequence[Target]) -> np.ndarray:
+        """(K,) float32, one number an answer: its weight among `targets`, 0 without one, -1 where it is none of the task's answers."""
 
     def are_exclusive(self, task: str) -> bool:
         """True when exactly one answer of the task is right, as among fixed choices."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -33,10 +34,9 @@ class AnswerList:
     def __len__(self) -> int:
         return len(self.names)
 
-    def _no_scores(self, names: Sequence[str]) -> list[float]:
-        scores = [float(NO_ANSWER)] * self.size
-        for name in names:
-            scores[self._place[name]] = 0.0
+    def _no_scores(self, names: Sequence[str]) -> np.ndarray:
+        scores = np.full(self.size, NO_ANSWER, dtype=np.float32)
+        scores[[self._place[name] for name in names]] = 0
         return scores
 
     def encode(self, text: str) -> list[int]:
@@ -53,9 +53,9 @@ class AnswerList:
         found = [i for i in ids if 0 <= i < len(self.names)]
         return self.names[found[-1]] if found else ""
 
-    def scores(self, task: str, targets: Sequence[Target]) -> list[float]:
+    def scores(self, task: str, targets: Sequence[Target]) -> np.ndarray:
         """As `mtvl.types.Answers`; empty places of the list count as answers of no task."""
-        scores = list(self._wrong.get(task, self._wrong_of_others))
+        scores = self._wrong.get(task, self._wrong_of_others).copy()
         for target in targets:
             place = self._place.get(target.text, NO_ANSWER)
             if place >= 0 and scores[place] >= 0:

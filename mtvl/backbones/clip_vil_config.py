@@ -9,7 +9,7 @@ from transformers import AutoConfig, BertConfig
 
 from mtvl.backbones.answers import AnswerList
 from mtvl.backbones.clip_config import ClipConfig, preset_values, readable
-from mtvl.errors import ConfigError
+from mtvl.errors import CheckpointError, ConfigError
 
 PRESETS: dict[str, dict[str, Any]] = {
     "base": {
@@ -70,7 +70,10 @@ def text_config(config: ClipVilConfig) -> BertConfig:
     values = preset_values(config, PRESETS, "vil")
     if values is None:
         with readable(config.weights):
-            public = AutoConfig.from_pretrained(config.weights)
+            try:
+                public = AutoConfig.from_pretrained(config.weights)
+            except ValueError as error:  # a config.json of something else
+                raise CheckpointError(f"'backbone.weights' {config.weights}: {str(error).splitlines()[0]}") from None
         if public.model_type not in READABLE:
             raise ConfigError(
                 f"'backbone.weights' {config.weights}: an encoder of the type {public.model_type!r}; clip_vil reads "

@@ -176,7 +176,7 @@ class Collator:
         """Weights (B, K) of the targets over the list of answers; None where there is none."""
         if self._answers is None:
             return None
-        return torch.tensor([self._answers.scores(task, e.targets) for e in examples], dtype=torch.float32)
+        return torch.from_numpy(np.stack([self._answers.scores(task, e.targets) for e in examples]))
 
     def _limits_of(self, task: str) -> Limits:
         try:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from mtvl.config import RunConfig, load_run_config
 from mtvl.data.miniworld.write import ensure_miniworld
-from mtvl.errors import ConfigError
+from mtvl.errors import CheckpointError, ConfigError
 from mtvl.evaluate import evaluate
 from mtvl.inspecting import inspect_sample, predict_one
 from mtvl.model import make_plan
@@ -92,6 +92,12 @@ def test_a_resumed_run_is_the_same(recipe: Recipe, run: Path, tmp_path: Path) ->
     a, b = (load_file(str(folder / "export" / "adapter.safetensors")) for folder in (run, tmp_path / "again"))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     assert "backbone.head.out.weight" in a
+
+
+def test_other_answers_are_another_run(recipe: Recipe, run: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"'backbone' was .*vqa \d+, gqa \d+, nlvr2 2, snli_ve 3 \(") as error:
+        train(recipe("backbone.num_answers=30"), run)
+    assert len(str(error.value)) < 3000  # thousands of answers are no message
 
 
 def test_evaluation_answers_from_each_tasks_list(run: Path, lists: dict[str, list[str]], tmp_path: Path) -> None:
