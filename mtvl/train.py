@@ -7,7 +7,7 @@ import hashlib
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,10 +89,7 @@ class Run:
         self.config, self.folder = config, folder
         self.say = print if dist.is_main() else _silent
         self.device = start()
-        check_ranks(config)
-        config = self.config = with_answers(config, self.say)  # written down, too: an export answers with the same list
-        if "answers" in config.backbone:
-            check_ranks(config)  # ranks on unequal copies of the data would make heads of their own
+        config = self.config = agreed(config, self.say)
         self.model = build_model(config)
         self.base, self.rows = base_fingerprint(self.model), added_rows(self.model)  # before anything is partitioned
         self.workspace = Workspace(config, self.model.backbone, device=self.device, say=self.say)
@@ -226,6 +223,16 @@ def identity_of(config: RunConfig, run: Run, schedule: Schedule, examples: dict[
         "train.precision": config.train.precision, "optim": json.dumps(optim),
         "paper_compat": str(config.paper_compat), "data.text_only": str(config.data.text_only),
     }  # fmt: skip
+
+
+def agreed(config: RunConfig, say: Callable[[str], None]) -> RunConfig:
+    """`config` with what its data decide (lists of answers), written down with the run; EngineError unless it is one on
+    all ranks: on unequal copies of the data they would make heads of their own."""
+    check_ranks(config)
+    config = with_answers(config, say)
+    if "answers" in config.backbone:
+        check_ranks(config)
+    return config
 
 
 def _brief(backbone: dict[str, Any]) -> dict[str, Any]:
