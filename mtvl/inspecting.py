@@ -172,4 +172,4 @@ def _answer(model: Model, config: RunConfig, task: object, example: Example) -> 
     )  # fmt: skip
     batch = collator.collate(example.task, [example], training=False)
     model.eval()
-    return Evaluator(model, answers or tokenizer).predict_batch(task, batch)[0].text  # type: ignore[arg-type]
+    return Evaluator(model, tokenizer if answers is None else answers).predict_batch(task, batch)[0].text  # type: ignore[arg-type]

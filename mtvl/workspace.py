@@ -62,6 +62,11 @@ def with_answers(config: RunConfig, say: Callable[[str], None] = print) -> RunCo
         return config
     options = parse_section(cls.Config, config.backbone, "backbone")
     if options.answers:
+        if absent := [name for name in config.tasks if name not in options.answers]:
+            raise ConfigError(
+                f"'backbone.answers' has no list for {', '.join(absent)}; add one, or leave the key out to have all lists "
+                "made from the training splits"
+            )
         return config
     root = data_root(config, say)
     tasks: dict[str, Task] = {
@@ -97,7 +102,8 @@ class Workspace:
         }
         self.tokenizer = backbone.tokenizer()
         self.answers = answers_of(backbone)
-        self.writer: Tokenizer = self.answers or self.tokenizer  # what the ids of targets and answers mean
+        # What the ids of targets and answers mean.
+        self.writer: Tokenizer = self.tokenizer if self.answers is None else self.answers
         self.features, self.frames, self.tower_names = open_stores(config, backbone)
         self.tower_fingerprint = "+".join(self.tower_names.values())
         for store in (self.features, self.frames):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import AutoModel, BertConfig, BertModel
 
+from mtvl import dist
 from mtvl.backbones.answers import NO_ANSWER, AnswerHead
 from mtvl.backbones.attention import ATTENTION
 from mtvl.backbones.clip_config import readable
@@ -22,6 +23,7 @@ from mtvl.sites import Site
 from mtvl.types import Batch, Decoding
 
 _log = logging.getLogger(__name__)
+_SHOWN = 12  # modules in a message
 _LAYER = re.compile(r"bert\.encoder\.layer\.(\d+)\.(.+)")
 _LINEAR = {
     "attention.self.query": "self_attn.q", "attention.self.key": "self_attn.k", "attention.self.value": "self_attn.v",
@@ -34,6 +36,13 @@ class AnswerMemory(Memory):
     """`allowed` (B, K): the answers among which a row's task chooses; None for all of them."""
 
     allowed: torch.Tensor | None = None
+
+
+def _modules(names: Iterable[str]) -> str:
+    """The modules of these tensors, the first dozen by name."""
+    modules = sorted({name.rpartition(".")[0] for name in names})
+    more = f" and {len(modules) - _SHOWN} more modules" if len(modules) > _SHOWN else ""
+    return ", ".join(modules[:_SHOWN]) + more if modules else "none"
 
 
 class ClipVil(ClipSeq2Seq):
@@ -123,12 +132,13 @@ class ClipVil(ClipSeq2Seq):
         with torch.no_grad():
             for name, value in found.items():
                 own[name].copy_(value)
-        missing = sorted({n for n in self.state_dict() if n not in found})
-        unused = sorted((set(public) - {names[n] for n in found}) | set(told["unexpected_keys"]))
-        _log.info(
-            "%s: %d tensors read; missing, starting at random: %s; unexpected, not used: %s", source, len(found),
-            ", ".join(missing) or "none", ", ".join(unused) or "none",
-        )  # fmt: skip
+        missing = [n for n in self.state_dict() if n not in found]
+        unused = (set(public) - {names[n] for n in found}) | set(told["unexpected_keys"])
+        if dist.is_main():
+            _log.warning(
+                "%s: %d tensors read; missing, starting at random: %s; unexpected, not used: %s", source, len(found),
+                _modules(missing), _modules(unused),
+            )  # fmt: skip
 
     # ---- what the common encoder asks ---------------------------------------------------------------------------
 

@@ -137,6 +137,8 @@ def test_what_users_get_wrong(recipe: Recipe, run: Path, tmp_path: Path) -> None
         train(recipe(tasks=["tvqa"]), tmp_path / "tvqa")
     with pytest.raises(ConfigError, match=r"task\.vqaa|'backbone\.answer_files\.vqaa' is not one of the tasks"):
         train(recipe("backbone.answer_files={vqaa: x.json}", tasks=["vqa"]), tmp_path / "files")
+    with pytest.raises(ConfigError, match=r"'backbone\.answers' has no list for gqa; add one"):
+        train(recipe("backbone.answers={vqa: ['yes', 'no']}", tasks=["vqa", "gqa"]), tmp_path / "half")
     with pytest.raises(ConfigError, match=r"'backbone\.num_answers'"):
         make_plan(recipe("backbone.num_answers=0"))
     shared = tmp_path / "shared"
