@@ -12,6 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from mtvl.cli import DEFAULT_RECIPE
 from mtvl.config import RunConfig, load_run_config
 from mtvl.data.miniworld.write import ensure_miniworld
 from mtvl.errors import CheckpointError, ConfigError
@@ -146,3 +147,12 @@ def test_what_users_get_wrong(recipe: Recipe, run: Path, tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="a choice of this task is none of the answers"):
         evaluate(shared, ["snli_ve"], split="val")
     assert 0 <= evaluate(shared, ["gqa"], split="val")["gqa"]["score"] <= 100  # with the answers of vqa
+
+
+def test_labels_on_a_backbone_that_writes(root: Path, recipe: Recipe, tmp_path: Path) -> None:
+    """SNLI-VE is a choice between first tokens there."""
+    small = ["train.steps=2", "train.global_batch=6", "train.micro_batch=6", "data.workers=0"]
+    data = [f"data.root={root}", f"data.cache={recipe().data.cache}"]
+    assert train(load_run_config(DEFAULT_RECIPE, ["snli_ve"], [*small, *data]), tmp_path / "bart").code == 0
+    result = evaluate(tmp_path / "bart", ["snli_ve"], split="val")["snli_ve"]
+    assert result["num_examples"] == 9 and {f"accuracy_{label}" for label in LABELS} < set(result)
