@@ -222,7 +222,7 @@ def public(kind: str, folder: Path) -> dict[str, torch.Tensor]:
         ("bert", ""),
         ("masked", "cls.predictions"),
         ("visual_bert", "embeddings.visual_"),
-        ("lxmert", "encoder.x_layers.0"),
+        ("lxmert", "encoder.r_layers.0"),
     ],
 )
 def test_public_weights(
