@@ -114,7 +114,7 @@ def _evaluate_model(
     workspace = Workspace(config, model.backbone, tower=model.trained_tower, device=device, say=say, skips=skips)
     workspace.prepare([(task, split) for task in config.tasks])
     run = Partitioned(model, config).run if config.evaluate.partitioned else None
-    evaluator = Evaluator(model.to(device) if run is None else model, workspace.tokenizer, device, run)
+    evaluator = Evaluator(model.to(device) if run is None else model, workspace.writer, device, run)
     mixed = _predict_mixed(workspace, evaluator, config, split) if config.evaluate.mixed else {}
     results: dict[str, dict[str, Any]] = {}
     items: dict[str, Mapping[str, float]] = {}

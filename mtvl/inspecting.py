@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -20,10 +21,11 @@ from mtvl.errors import ConfigError, DataError
 from mtvl.evaluator import Evaluator
 from mtvl.export import load_export
 from mtvl.model import Model, build_model
+from mtvl.objectives.answers import soft_answer_losses
 from mtvl.objectives.seq2seq import sample_losses, token_losses
 from mtvl.tasks import load_task
 from mtvl.types import Batch, Example, Segment, Visual
-from mtvl.workspace import Workspace, ensure_features, open_stores
+from mtvl.workspace import Workspace, answers_of, ensure_features, open_stores, with_answers
 
 
 def inspect_sample(config: RunConfig, task: str, index: int, split: str, checkpoint: str = "") -> str:
@@ -37,6 +39,7 @@ def inspect_sample(config: RunConfig, task: str, index: int, split: str, checkpo
         root, cache = config.data.root or trained.data.root, config.data.cache or trained.data.cache
         config = replace(trained, tasks=(task,), data=replace(trained.data, root=root, cache=cache))
     else:
+        config = with_answers(config, _silent)
         model = build_model(config)
     workspace = Workspace(config, model.backbone, tower=model.trained_tower, say=_silent)
     examples = workspace.examples(task, split)
@@ -51,23 +54,32 @@ def inspect_sample(config: RunConfig, task: str, index: int, split: str, checkpo
     with torch.no_grad():
         memory = model.backbone.encode(batch)
         losses = token_losses(model.backbone.decode(memory, batch.target_ids), batch.target_ids)
-        loss = sample_losses(losses, batch.target_ids, batch.target_weights)
-    answer = Evaluator(model, workspace.tokenizer).predict_batch(workspace.tasks[task], batch)[0]
+        loss, meaning = _sample_loss(model, memory, batch, losses)
+    answer = Evaluator(model, workspace.writer).predict_batch(workspace.tasks[task], batch)[0]
     lines = _sample_lines(workspace, example, batch, split, index)
     # A hidden answer leaves one ignored position, which no tokenizer can decode.
     pieces = [
-        "<none>" if t == IGNORE else workspace.tokenizer.decode([t]) or "<special>"
-        for t in batch.target_ids[0].tolist()
+        "<none>" if t == IGNORE else workspace.writer.decode([t]) or "<special>" for t in batch.target_ids[0].tolist()
     ]
     lines += ["", f"encoder memory  {tuple(memory.hidden.shape)} (B, S+V, D)"]
     lines += ["token loss      " + "  ".join(f"{p}:{v:.3f}" for p, v in zip(pieces, losses[0].tolist(), strict=True))]
-    lines += [
-        f"loss            {float(loss[0]):.4f} (mean over tokens x target weight {float(batch.target_weights[0]):.2f})"
-    ]
+    lines += [f"loss            {loss:.4f} ({meaning})"]
     lines += [f"answer now      {answer.text!r}" + (f"  {dict(answer.scores)}" if answer.scores else "")]
     if dist.is_main():
         lines += _drawn(example, config, answer.text, f"{task}-{split}-{index}.png")
     return "\n".join(lines)
+
+
+def _sample_loss(model: Model, memory: Any, batch: Batch, losses: torch.Tensor) -> tuple[float, str]:
+    """What training would add up for the row of `batch`, whose losses by token are (1, T), and how it is made."""
+    answers = answers_of(model.backbone)
+    if answers is None or answers.are_exclusive(batch.task):
+        weight = float(batch.target_weights[0])
+        loss = sample_losses(losses, batch.target_ids, batch.target_weights)
+        return float(loss[0]), f"mean over tokens x target weight {weight:.2f}"
+    loss = soft_answer_losses(model.backbone.answer_logits(memory), batch.answer_scores)
+    count = int((batch.answer_scores >= 0).sum())
+    return float(loss[0]), f"binary cross entropy against all targets' weights, summed over {count} answers"
 
 
 def _sample_lines(workspace: Workspace, example: Example, batch: Batch, split: str, index: int) -> list[str]:
@@ -92,7 +104,7 @@ def _sample_lines(workspace: Workspace, example: Example, batch: Batch, split: s
         f"features        {tuple(batch.features.shape)} (B, N, P, F) {batch.feature_kind}  min {float(batch.features.min()):.3f} "
         f"max {float(batch.features.max()):.3f}" if batch.features.numel() else "features        none",
         f"target_ids      {tuple(batch.target_ids.shape)} (B, T)  {labels}",
-        f"decoded labels  {tokenizer.decode(labels)!r}",
+        f"decoded labels  {workspace.writer.decode(labels)!r}",
         f"limits          source {task.limits.source_tokens} tokens, target {task.limits.target_tokens} (0: none); loss {task.loss}",
     ]  # fmt: skip
     return lines
@@ -151,13 +163,13 @@ def predict_one(
 
 
 def _answer(model: Model, config: RunConfig, task: object, example: Example) -> str:
-    tokenizer = model.backbone.tokenizer()
+    tokenizer, answers = model.backbone.tokenizer(), answers_of(model.backbone)
     features, frames, _ = open_stores(config, model.backbone)
     ensure_features(features, frames, [example], "eager", _silent)
     collator = Collator(
         tokenizer, features, {example.task: task.limits}, frames=frames, max_frames=model.backbone.max_frames,  # type: ignore[attr-defined]
-        max_tokens=model.backbone.max_tokens, text_only=config.data.text_only,
+        max_tokens=model.backbone.max_tokens, answers=answers, text_only=config.data.text_only,
     )  # fmt: skip
     batch = collator.collate(example.task, [example], training=False)
     model.eval()
-    return Evaluator(model, tokenizer).predict_batch(task, batch)[0].text  # type: ignore[arg-type]
+    return Evaluator(model, tokenizer if answers is None else answers).predict_batch(task, batch)[0].text  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from torch import nn
 from mtvl.backbones import BACKBONES
 from mtvl.config import RunConfig, parse_section
 from mtvl.errors import PlanError
+from mtvl.objectives.answers import soft_answer_losses
 from mtvl.objectives.seq2seq import label_losses, loss_sum, token_losses
 from mtvl.petl import METHODS
 from mtvl.petl.apply import apply_plan, merge_plan, owner_of, unmerge_plan
@@ -86,7 +87,11 @@ class Model(nn.Module):
             return batch.target_weights
         if batch.parts:
             raise PlanError("a batch that mixes tasks by example is for inference; train on batches of one task")
-        logits = self.backbone.label_logits(self.backbone.encode(batch), batch.target_ids)
+        memory = self.backbone.encode(batch)
+        if batch.answer_scores.shape[1] and not self.backbone.answers.are_exclusive(batch.task):
+            total = soft_answer_losses(self.backbone.answer_logits(memory), batch.answer_scores).sum()
+            return total * (batch.loss_weight / batch.denominator)
+        logits = self.backbone.label_logits(memory, batch.target_ids)
         losses = label_losses(logits, batch.target_ids)
         total = loss_sum(losses, batch.target_ids, batch.target_weights, batch.loss)
         return total * (batch.loss_weight / batch.denominator)
@@ -126,8 +131,10 @@ class Model(nn.Module):
         return {n: p for n, p in self.named_parameters() if p.requires_grad}
 
     def added(self) -> set[str]:
-        """Names of the trained parameters that the method added; the others came with the backbone."""
+        """Names of the trained parameters that are new: the method's and a head's; the others came with the backbone."""
         added = set(owner_of(self.plan))
+        heads = [site.path for site in self.plan.unfrozen if site.kind == "answers"]
+        added |= {f"{path}.{n}" for path in heads for n, _ in self.backbone.get_submodule(path).named_parameters()}
         return {n for n in self.trainable() if n.removeprefix("backbone.") in added}
 
     def tower_parameters(self) -> frozenset[str]:
@@ -173,10 +180,10 @@ def make_plan(config: RunConfig, backbone: Any | None = None) -> Plan:
 
 
 def _plan_of(method: Any, backbone: Any, tasks: tuple[str, ...]) -> Plan:
-    """The method's plan; where the backbone has a tower that trains, with that: it goes with any method."""
+    """The method's plan; a tower that trains and a head over a list of answers go with any method."""
     plan: Plan = method.plan(backbone.sites(), tasks)
-    tower = tuple(site for site in plan.sites if site.kind == "tower" and site not in plan.unfrozen)
-    return replace(plan, unfrozen=plan.unfrozen + tower) if tower else plan
+    always = tuple(site for site in plan.sites if site.kind in ("tower", "answers") and site not in plan.unfrozen)
+    return replace(plan, unfrozen=plan.unfrozen + always) if always else plan
 
 
 def build_model(config: RunConfig, *, meta: bool = False) -> Model:

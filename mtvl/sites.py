@@ -22,6 +22,7 @@ PARAMETER_KINDS = (
     "head",
     "lm_head",
     "scalar",
+    "answers",
 )  # "tower": a visual tower that is trained
 
 
@@ -54,7 +55,8 @@ class Site:
     encoder) with the embedded text (B, S, D) before its norm and the mask (B, S) -> longer ones of both; at "self_attn"
     and "cross_attn" with keys and values (B, heads, S, D/heads) -> longer ones of both, the added places in front; at
     "block" with `BlockStates`. Heads beside the language model ("head": contrast, matching, comparing) serve some tasks
-    only; "lm_head" is what turns hidden states into tokens, "scalar" a single number such as a temperature.
+    only; "lm_head" is what turns hidden states into tokens, "scalar" a single number such as a temperature. A head over a
+    list of answers ("answers") is new with every list and therefore trained with every method.
 
     An adapter at a linear site may have an attribute `modality`. A backbone in which one block runs with and without
     cross-attention sets it before each run of the block: "visual", "text" or "fusion".

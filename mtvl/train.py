@@ -7,7 +7,7 @@ import errno
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from mtvl.engine import (
     start,
 )
 from mtvl.engine.settings import check_precision, read_engine_file
-from mtvl.errors import CheckpointError, ConfigError, EngineError
+from mtvl.errors import CheckpointError, EngineError
 from mtvl.evaluator import Evaluator
 from mtvl.export import added_rows, base_fingerprint, write_export
 from mtvl.loader import Loader
@@ -52,7 +52,7 @@ from mtvl.report import JsonLines, Progress, Scalars
 from mtvl.tasks import TASKS_DIR, load_task
 from mtvl.tasks.visual import with_visual
 from mtvl.types import Example
-from mtvl.workspace import Workspace
+from mtvl.workspace import Workspace, with_answers
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -74,7 +74,7 @@ class Run:
         self.config, self.folder = config, folder
         self.say = print if dist.is_main() else _silent
         self.device = start()
-        check_ranks(config)
+        config = self.config = agreed(config, self.say)
         self.model = build_model(config)
         self.base, self.rows = base_fingerprint(self.model), added_rows(self.model)  # before anything is partitioned
         self.workspace = Workspace(
@@ -104,7 +104,7 @@ class Run:
         # The only use of the global generator.
         torch.manual_seed(stable_bits("dropout", config.seed, dist.rank()) % 2**63)
         run = self.engine.run if self.engine.is_partitioned else None
-        self.evaluator = Evaluator(self.model, self.workspace.tokenizer, self.device, run)
+        self.evaluator = Evaluator(self.model, self.workspace.writer, self.device, run)
         self.watch = Watchdog(config.train.stuck_seconds, folder)
         self.first = 0
         self.best: dict[str, Any] = {}
@@ -211,7 +211,7 @@ def identity_of(config: RunConfig, run: Run, schedule: Schedule, examples: dict[
         del optim["tower"]  # checkpoints from before there was such a section stay what they are
     return {
         "base": run.base, "tower": run.workspace.tower_fingerprint, "plan": run.model.plan.fingerprint(),
-        "backbone": json.dumps(config.backbone, sort_keys=True), "petl": json.dumps(config.petl, sort_keys=True),
+        "backbone": json.dumps(_brief(config.backbone), sort_keys=True), "petl": json.dumps(config.petl, sort_keys=True),
         "tasks": ",".join(config.tasks),
         "seed": str(config.seed), "number of examples": json.dumps(schedule.sizes), "examples": digest.hexdigest()[:16],
         "mixture": json.dumps(to_plain(config.mixture)), "schedule": schedule.fingerprint,
@@ -221,6 +221,25 @@ def identity_of(config: RunConfig, run: Run, schedule: Schedule, examples: dict[
     }  # fmt: skip
 
 
+def agreed(config: RunConfig, say: Callable[[str], None]) -> RunConfig:
+    """`config` with what its data decide (lists of answers), written down with the run; EngineError unless it is one on
+    all ranks: on unequal copies of the data they would make heads of their own."""
+    check_ranks(config)
+    config = with_answers(config, say)
+    if "answers" in config.backbone:
+        check_ranks(config)
+    return config
+
+
+def _brief(backbone: dict[str, Any]) -> dict[str, Any]:
+    """The section with its lists of answers, which may run to thousands, as their numbers and a hash."""
+    if not (answers := backbone.get("answers")):
+        return backbone
+    digest = hashlib.sha256(json.dumps(answers, sort_keys=True).encode()).hexdigest()[:16]
+    numbers = ", ".join(f"{task} {len(names)}" for task, names in answers.items())
+    return {**backbone, "answers": f"{numbers} ({digest})"}
+
+
 def check_ranks(config: RunConfig) -> None:
     """EngineError on all ranks unless all were given one recipe. Folders and files may differ from machine to machine.
 
@@ -228,7 +247,8 @@ def check_ranks(config: RunConfig) -> None:
     """
     apart = ("data", "engine", "checkpoint", "evaluate")
     sections = {k: v for k, v in to_plain(config).items() if k not in apart}
-    sections["backbone"] = {k: v for k, v in sections["backbone"].items() if not k.endswith(("weights", "tokenizer"))}
+    backbone = _brief(sections["backbone"])
+    sections["backbone"] = {k: v for k, v in backbone.items() if not k.endswith(("weights", "tokenizer"))}
     everyone = dist.gather_objects(sections)
     for key in ("tasks", *sections):
         if any(other[key] != everyone[0][key] for other in everyone):

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 KEEP = 100  # priority of a segment that is never truncated
@@ -141,8 +142,11 @@ class Batch:
     feature_kind    "grid" or "frame"
     choice_ids      (B, C, T) int64, the rows' own choices to be ranked, -100 where ignored; C = 0 in training and for
                     tasks that do not rank
-    target_ids      (B, T) int64, -100 where ignored
+    target_ids      (B, T) int64, -100 where ignored; where the backbone answers from a list, T = 1 and the answer's place
+                    in it
     target_weights  (B,) float32, soft weight of the target that was drawn
+    answer_scores   (B, K) float32, weights of all targets over the backbone's list of answers: 0 for a wrong answer, -1
+                    for one that is none of the task's; K = 0 where the backbone writes text
     loss            "sample_mean" or "token_mean"
     denominator     samples (or target tokens) of the whole slot over all ranks and micro-batches
     loss_weight     weight of the task's loss in the step
@@ -163,11 +167,14 @@ class Batch:
     feature_kind: str = "grid"
     feature_mask: torch.Tensor = None  # type: ignore[assignment]  # filled below
     choice_ids: torch.Tensor = None  # type: ignore[assignment]
+    answer_scores: torch.Tensor = None  # type: ignore[assignment]
     parts: tuple[Batch, ...] = ()
 
     def __post_init__(self) -> None:
         if self.choice_ids is None:
             self.choice_ids = self.target_ids.new_zeros((len(self.target_ids), 0, 0))
+        if self.answer_scores is None:
+            self.answer_scores = self.target_weights.new_zeros((len(self.target_ids), 0))
         if self.feature_mask is None:
             self.feature_mask = torch.ones(self.features.shape[:3], dtype=torch.bool, device=self.features.device)
 
@@ -202,6 +209,19 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens."""
+
+
+class Answers(Tokenizer, Protocol):
+    """The answers that a backbone chooses from, in place of text: an answer is one id, its place in the list.
+
+    `encode` gives no id for a text that is none of them.
+    """
+
+    def scores(self, task: str, targets: Sequence[Target]) -> np.ndarray:
+        """(K,) float32, one number an answer: its weight among `targets`, 0 without one, -1 where it is none of the task's answers."""
+
+    def are_exclusive(self, task: str) -> bool:
+        """True when exactly one answer of the task is right, as among fixed choices."""
 
 
 class ImageEncoder(Protocol):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mtvl import dist
-from mtvl.config import RunConfig
+from mtvl.backbones import BACKBONES
+from mtvl.config import RunConfig, parse_section, to_plain
 from mtvl.data import shards
 from mtvl.data.collate import Collator
 from mtvl.data.features import FeatureStore, FrameStore, PixelSource
@@ -16,7 +18,8 @@ from mtvl.data.miniworld.write import ensure_miniworld
 from mtvl.data.skips import REFUSE, Sieve, SkipLog
 from mtvl.errors import CheckpointError, ConfigError, DataError, MtvlError
 from mtvl.tasks import load_task
-from mtvl.types import Example, Task
+from mtvl.tasks.answer_lists import answer_lists
+from mtvl.types import Answers, Example, Task, Tokenizer
 
 
 def cache_folder(config: RunConfig) -> Path:
@@ -49,6 +52,36 @@ def data_root(config: RunConfig, say: Callable[[str], None] = print) -> Path:
     return folder
 
 
+def with_answers(config: RunConfig, say: Callable[[str], None] = print) -> RunConfig:
+    """`config` with the answers of its tasks in `backbone.answers`, where its backbone chooses from a list and has none.
+
+    They are read from the training splits, or from files where `backbone.answer_files` names some. Raises what
+    `answer_lists` does.
+    """
+    cls = BACKBONES.load(str(config.backbone.get("name", "")))
+    if "answers" not in {field.name for field in dataclasses.fields(cls.Config)}:
+        return config
+    options = parse_section(cls.Config, config.backbone, "backbone")
+    if options.answers:
+        if absent := [name for name in config.tasks if name not in options.answers]:
+            raise ConfigError(
+                f"'backbone.answers' has no list for {', '.join(absent)}; add one, or leave the key out to have all lists "
+                "made from the training splits"
+            )
+        return config
+    root = data_root(config, say)
+    tasks: dict[str, Task] = {
+        name: load_task(name, root=root, family=cls.family, evaluate=config.evaluate, overlay=config.task.get(name))
+        for name in config.tasks
+    }
+    lists = answer_lists(tasks, options.answer_files, root, options.num_answers)
+    for remark in lists.remarks:
+        say(remark)
+    exclusive = tuple(dict.fromkeys((*options.exclusive, *lists.exclusive)))
+    found = {"answers": to_plain(lists.of_task), "exclusive": list(exclusive)}
+    return dataclasses.replace(config, backbone={**config.backbone, **found})
+
+
 class Workspace:
     """Tasks and the way from their rows to batches, for one recipe and one backbone."""
 
@@ -74,6 +107,9 @@ class Workspace:
         self._usable = {name: task.usable_examples for name, task in tasks.items()}
         self._sieves: dict[tuple[str, str], Sieve] = {}
         self.tokenizer = backbone.tokenizer()
+        self.answers = answers_of(backbone)
+        # What the ids of targets and answers mean.
+        self.writer: Tokenizer = self.tokenizer if self.answers is None else self.answers
         self.features, self.frames, self.tower_names = open_stores(config, backbone)
         self.tower_fingerprint = "+".join(self.tower_names.values())
         for store in (self.features, self.frames):
@@ -88,7 +124,8 @@ class Workspace:
         self.collator = Collator(
             self.tokenizer, self.features, {n: t.limits for n, t in self.tasks.items()},
             frames=self.frames, max_frames=backbone.max_frames, max_tokens=backbone.max_tokens,
-            seed=config.seed, text_only=config.data.text_only, on_bad=None if skips is None else self._found_bad,
+            answers=self.answers, seed=config.seed, text_only=config.data.text_only,
+            on_bad=None if skips is None else self._found_bad,
         )  # fmt: skip
         self._examples: dict[tuple[str, str], list[Example]] = {}
 
@@ -175,6 +212,11 @@ class Workspace:
         for store in (self.features, self.frames):
             if store is not None:
                 store.close()
+
+
+def answers_of(backbone: Any) -> Answers | None:
+    """The list that `backbone` chooses its answers from; None where it writes text."""
+    return getattr(backbone, "answers", None)
 
 
 def open_stores(

@@ -76,6 +76,25 @@ TINY_BACKBONES = {
         pad_id=0,
         eos_id=1,
     ),
+    "clip_vil": TinyBackbone(
+        section={
+            "name": "clip_vil",
+            "preset": "tiny",
+            "text": {
+                "vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+                "intermediate_size": 48, "max_position_embeddings": 40,
+                "initializer_range": 0.2,  # as of BART
+            },
+            "tower": "tiny",
+            "visual_tokens": 9,
+            "num_answers": 60,
+        },
+        grid=(49, 256),
+        text_rows=60,
+        visual_tokens=9,
+        pad_id=1,
+        eos_id=-1,  # an answer is one place in a list and has no end
+    ),
 }  # fmt: skip
 
 

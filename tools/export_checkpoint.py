@@ -35,6 +35,7 @@ from mtvl.interchange.peft import write_peft
 from mtvl.interchange.plain import plain_text_model, write_merged
 from mtvl.model import Model, make_backbone
 from mtvl.types import Batch
+from mtvl.workspace import answers_of
 
 TOLERANCE = 1e-4  # logits up to some tens in float32; another order of the same sums is 1e-6 to 1e-5 of that
 
@@ -106,6 +107,11 @@ def export(run: Path, out: Path, layout: str, task: str, is_checked: bool, overr
     """Write `out`. Raises MtvlError subclasses."""
     model, config, _ = load_export(run, overrides)
     model.eval()
+    if layout != "backbone" and answers_of(model.backbone) is not None:
+        raise ConfigError(
+            f"--as {layout} writes language models; this one chooses from a list of answers: --as backbone writes it for "
+            "further runs, and the run's export/ holds all that was trained"
+        )
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty; give a new folder")
     if is_checked and layout == "backbone":

@@ -5,7 +5,8 @@
 Totals count the language model with its added tokens, the visual embedding and the method's own parameters, tied ones
 once; the visual tower is counted where it is trained. `paper` is the published percentage, null where there is none; `note` says
 why the computed one does not round to it.
-*Source:* VL-Adapter, tables 1, 2, 4 and 5, whose percentages these integers round to; for BLIP the released classes, and
+*Source:* VL-Adapter, tables 1, 2, 4 and 5, whose percentages these integers round to (those of its table 7 count a trained
+tower and are not derived: CLIP-ViL's rows are counts of what is here); for BLIP the released classes, and
 tables 1 to 3 of UniAdapter and 8 of UniTrans, whose millions the rows without trained heads round to.
 """
 
@@ -29,6 +30,7 @@ VIDEO_TASKS = ("tvqa", "how2qa", "tvc", "yc2c")
 ALL_TASKS = (*IMAGE_TASKS, *VIDEO_TASKS)
 BASE = {"name": "clip_bart", "preset": "base", "tower": "rn101"}
 T5_BASE = {"name": "clip_t5", "preset": "base", "tower": "rn101"}
+VIL_BASE = {"name": "clip_vil", "preset": "base", "tower": "rn101"}
 TINY = {"name": "clip_bart", "weights": "tiny"}  # the bundled backbone of the default run: reduction 10
 
 
@@ -62,6 +64,12 @@ def t5(method: str, variant: str, paper: float | None = None, paper_compat: bool
 def tower(method: str, variant: str, **options: Any) -> Row:
     """A row of CLIP-BART base whose RN101 is trained with it, and counted."""
     return Row("clip_bart_base", method, variant, {**BASE, "train_tower": True}, {"name": method, **options})
+
+
+def vil(method: str, task: str, answers: int, label: str = "", **options: Any) -> Row:
+    """A row of CLIP-ViL base on one task with so many answers; bottlenecks are a quarter of the width as in the paper."""
+    section = {**VIL_BASE, "num_answers": answers}
+    return Row("clip_vil_base", method, f"{label}{task}", section, {"name": method, **options}, tasks=(task,))
 
 
 def large(family: str, method: str, variant: str, **options: Any) -> Row:
@@ -130,6 +138,16 @@ ROWS = (
     t5("projection", "with norms, image", train_norms=True),
     t5("ia3", "single, image", share="all"),
     t5("prefix", "single, image", share="all"),
+    *(
+        row
+        for task, answers in (("vqa", 3129), ("gqa", 1842), ("snli_ve", 3))
+        for row in (
+            vil("full", task, answers),
+            vil("adapter", task, answers, "single, ", share="all", reduction=4),
+        )
+    ),
+    vil("lora", "vqa", 3129, "single, ", share="all"),
+    vil("probe", "vqa", 3129),
     large("bart", "full", "image"),
     large("bart", "adapter", "single, image", share="all"),
     large("t5", "full", "image"),

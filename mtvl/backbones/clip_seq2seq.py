@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +37,23 @@ from mtvl.types import Batch, Decoding
 
 @dataclass
 class Memory:
-    """Encoder output: hidden (B, S+V, D) and mask (B, S+V), True where attended."""
+    """Encoder output: hidden (B, S+V, D) and mask (B, S+V), True where attended. `first` is the text's first place,
+    behind learned prompts."""
 
     hidden: torch.Tensor
     mask: torch.Tensor
+    first: int = 0
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Memory:
+        return replace(self, **{k: change(v) for k, v in vars(self).items() if isinstance(v, torch.Tensor)})
 
     def repeat(self, times: int) -> Memory:
         """Each row `times` times in a row."""
-        return Memory(self.hidden.repeat_interleave(times, dim=0), self.mask.repeat_interleave(times, dim=0))
+        return self._each(lambda tensor: tensor.repeat_interleave(times, dim=0))
 
     def select(self, rows: Sequence[int]) -> Memory:
         """The rows with these numbers."""
-        return Memory(self.hidden[list(rows)], self.mask[list(rows)])
+        return self._each(lambda tensor: tensor[list(rows)])
 
 
 class ClipSeq2Seq(nn.Module):
@@ -65,6 +70,7 @@ class ClipSeq2Seq(nn.Module):
     core_path: str  # module with the token table `shared`, `encoder` and `decoder`
     forces_eos: bool  # a beam search ends at its last position, whatever it holds
     unsaved: tuple[str, ...] = ()  # buffers that a checkpoint need not hold
+    renewed: tuple[str, ...] = ("visual.features.",)  # what starts at random where a bundled checkpoint's does not fit
 
     def __init__(self, config: ClipConfig, text: Any, widths: dict[str, int]) -> None:
         """`text`: the language model's configuration without added rows. `widths`: F of each kind of features, in the
@@ -88,6 +94,11 @@ class ClipSeq2Seq(nn.Module):
     def core(self) -> Any:
         """Token table, encoder and decoder of the language model."""
         return self.get_submodule(self.core_path)
+
+    @property
+    def token_table(self) -> torch.Tensor:
+        """Embeddings of the tokens (K, D)."""
+        return self.core.shared.weight
 
     # ---- what a family decides ----------------------------------------------------------------------------------
 
@@ -174,12 +185,16 @@ class ClipSeq2Seq(nn.Module):
             width = state.get(f"visual.features.{kind}.0.weight", torch.empty(0, 0)).shape[1]
             if width != self.widths.get(kind, 0):
                 state = {k: v for k, v in state.items() if not k.startswith(f"visual.features.{kind}.")}
-        missing, unexpected = self.load_state_dict(state, strict=False)
+        missing, unexpected = self.load_state_dict(self._fitting(state), strict=False)
         # A projection of features that the checkpoint was not pretrained with starts at random, as with public weights.
-        fresh = {k for k in missing if k.startswith("visual.features.")}
+        fresh = {k for k in missing if k.startswith(self.renewed)}
         absent = set(missing) - self.tied_names() - fresh - {f"{self.text_name}.{name}" for name in self.unsaved}
         if absent or unexpected:
             raise CheckpointError(f"{folder}: missing {sorted(absent)[:3]}, unexpected {unexpected[:3]}")
+
+    def _fitting(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What this model takes of a bundled checkpoint."""
+        return state
 
     def _load_public(self, source: str) -> None:
         """Plain weights of the language model: their token rows are copied, the rows after them stay random."""
@@ -198,8 +213,9 @@ class ClipSeq2Seq(nn.Module):
 
     def tokenizer(self) -> TextTokenizer:
         """The tokenizer that belongs to the weights; its ids lie below the visual slots' rows."""
-        folder = bundled_folder(self.config.weights)
-        source = self.config.tokenizer or (str(folder) if folder else self.config.weights)
+        source = self.config.tokenizer or self.config.weights
+        if (folder := bundled_folder(source)) is not None:
+            source = str(folder)
         if not source:
             raise ConfigError(
                 "'backbone.tokenizer' is needed when 'backbone.weights' is empty; give a folder or hub name"
@@ -264,7 +280,7 @@ class ClipSeq2Seq(nn.Module):
         """
         if enabled:
             self.text.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
-        elif self.core.encoder.gradient_checkpointing:
+        elif any(getattr(module, "gradient_checkpointing", False) for module in self.core.encoder.modules()):
             self.text.gradient_checkpointing_disable()
 
     def encode(self, batch: Batch) -> Memory:
@@ -283,7 +299,7 @@ class ClipSeq2Seq(nn.Module):
             mask = torch.cat([mask, is_there], dim=1)
         hidden = nn.functional.dropout(hidden, p=self.config.dropout, training=self.training)
         attention = create_bidirectional_mask(config=self.text.config, inputs_embeds=hidden, attention_mask=mask)
-        return Memory(self._encoder_layers(hidden, attention, num_text), mask)
+        return Memory(self._encoder_layers(hidden, attention, num_text), mask, num_text - batch.source_mask.shape[1])
 
     def _visual_tokens(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Visual tokens (B, V, D) and their mask (B, V), True where attended; V = 0 without pictures and videos."""
@@ -293,7 +309,7 @@ class ClipSeq2Seq(nn.Module):
             tokens = [nn.functional.pad(tokens, (0, 0, 0, most - tokens.shape[1])) for tokens, _ in found]
             masks = [nn.functional.pad(mask, (0, most - mask.shape[1])) for _, mask in found]
             return torch.cat(tokens), torch.cat(masks)
-        rows, table = len(batch.source_mask), self.core.shared.weight
+        rows, table = len(batch.source_mask), self.token_table
         if not batch.features.shape[1]:
             return table.new_zeros(rows, 0, table.shape[1]), batch.source_mask.new_ones(rows, 0)
         features = batch.features

@@ -35,6 +35,8 @@ def configured_tower(settings: ClipConfig, kind: str, wanted: int | None) -> Gri
                               "leave the key empty")  # fmt: skip
         with torch.random.fork_rng(devices=[]):  # its layers are drawn before they are filled
             return sizes.build()
+    if (folder := bundled_folder(weights)) is not None:
+        weights = str(folder / f"{key}.safetensors")
     folder = bundled_folder(settings.weights)
     if not weights and folder is not None and not configured:
         weights = str(folder / f"{key}.safetensors")

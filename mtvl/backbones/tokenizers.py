@@ -16,6 +16,10 @@ from mtvl.errors import CheckpointError
 _SUFFIX = "</w>"  # of the piece that ends a word
 ALPHABET = sorted(set("abcdefghijklmnopqrstuvwxyz0123456789.,:;?!'-_/()[]\"&"))  # of a tokenizer that is trained here
 SPECIAL = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>"}
+BERT_SPECIAL = {
+    "cls_token": "[CLS]", "pad_token": "[PAD]", "sep_token": "[SEP]", "unk_token": "[UNK]", "mask_token": "[MASK]",
+}  # fmt: skip
+AS_BERT = {"cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>"}
 T5_SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
@@ -68,6 +72,20 @@ class T5Text(TextTokenizer):
         return [*ids, self.eos_id]
 
 
+class BertText(TextTokenizer):
+    """BERT's convention: `[CLS] ids [SEP]`."""
+
+    num_special = 2
+
+    def __init__(self, raw: PreTrainedTokenizerFast) -> None:
+        self.raw = raw
+        self.pad_id, self.bos_id, self.eos_id = int(raw.pad_token_id), int(raw.cls_token_id), int(raw.sep_token_id)
+
+    def wrap(self, ids: Sequence[int]) -> list[int]:
+        """`[CLS] ids [SEP]`."""
+        return [self.bos_id, *ids, self.eos_id]
+
+
 def load_bart_tokenizer(source: str) -> BartText:
     """From a folder with tokenizer files or a hub name (the hub is asked only for a name that is no folder)."""
     return BartText(_load_raw(source, "vocab.json", SPECIAL))
@@ -76,6 +94,20 @@ def load_bart_tokenizer(source: str) -> BartText:
 def load_t5_tokenizer(source: str) -> T5Text:
     """From a folder with tokenizer.json or sentencepiece's spiece.model, or a hub name (as `load_bart_tokenizer`)."""
     return T5Text(_load_raw(source, "spiece.model", T5_SPECIAL))
+
+
+def load_bert_tokenizer(source: str) -> BertText:
+    """From a folder with tokenizer.json or vocab.txt, or a hub name (as `load_bart_tokenizer`).
+
+    Where tokenizer.json has no `[CLS]` the pieces that BART calls so stand for BERT's; CheckpointError when it has neither.
+    """
+    file, special = Path(source) / "tokenizer.json", BERT_SPECIAL
+    if file.is_file():
+        known = RawTokenizer.from_file(str(file))
+        special = next((s for s in (BERT_SPECIAL, AS_BERT) if known.token_to_id(s["cls_token"]) is not None), {})
+        if not special:
+            raise CheckpointError(f"{file} knows neither [CLS] nor <s>; give the tokenizer of a BERT")
+    return BertText(_load_raw(source, "vocab.txt", special))
 
 
 def _load_raw(source: str, other: str, special: dict[str, str]) -> PreTrainedTokenizerFast:

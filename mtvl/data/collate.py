@@ -16,7 +16,7 @@ import torch
 
 from mtvl.data.schedule import stable_bits
 from mtvl.errors import ConfigError, DataError, near_names
-from mtvl.types import KEEP, Batch, Example, Limits, Segment, Target, Tokenizer
+from mtvl.types import KEEP, Answers, Batch, Example, Limits, Segment, Target, Tokenizer
 
 IGNORE = -100
 _CACHE_TEXTS = 2**18  # of sources and of targets; about 300 bytes each
@@ -57,7 +57,7 @@ class Collator:
 
     `features` may be None when no task has pictures, `frames` when none has videos. At most `max_frames` of a video are
     kept. `max_tokens` is the longest text that the backbone can read or write (0: no limit); it binds where a task's limit
-    is higher. `text_only` puts zeros in place of features without reading any.
+    is higher. With `answers` targets are places in that list and no text. `text_only` puts zeros in place of features without reading any.
     `multiple_of` rounds padded lengths up. `seed` decides, with task, uid and epoch, which target is drawn, so the draw
     is the same for any number of ranks, micro-batches and workers. A training example whose picture or video cannot be
     read goes to `on_bad`, where that is given; its row stays and counts for nothing.
@@ -72,17 +72,22 @@ class Collator:
         frames: FrameSource | None = None,
         max_frames: int = 64,
         max_tokens: int = 0,
+        answers: Answers | None = None,
         seed: int = 0,
         text_only: bool = False,
         multiple_of: int = 1,
         on_bad: Callable[[Example, DataError], None] | None = None,
     ) -> None:
-        for task, limit in limits.items():
-            for name, tokens in (("source_tokens", limit.source_tokens), ("target_tokens", limit.target_tokens)):
-                if tokens < 0 or 0 < tokens <= tokenizer.num_special:
-                    raise ConfigError(f"task '{task}': '{name}' is {tokens}, expected 0 (no limit) or more than the "
-                                      f"{tokenizer.num_special} special tokens of this backbone")  # fmt: skip
         self._tokenizer, self._features = tokenizer, features
+        self._answers, self._writer = answers, tokenizer if answers is None else answers
+        for task, limit in limits.items():
+            for name, tokens, special in (
+                ("source_tokens", limit.source_tokens, tokenizer.num_special),
+                ("target_tokens", limit.target_tokens, self._writer.num_special),
+            ):
+                if tokens < 0 or 0 < tokens <= special:
+                    raise ConfigError(f"task '{task}': '{name}' is {tokens}, expected 0 (no limit) or more than the "
+                                      f"{special} special tokens of this backbone")  # fmt: skip
         self._limits = {name: _bounded(limit, max_tokens) for name, limit in limits.items()}
         self._frames, self._max_frames = frames, max_frames
         self._seed, self._text_only, self._multiple_of, self._on_bad = seed, text_only, multiple_of, on_bad
@@ -127,6 +132,7 @@ class Collator:
             feature_kind=kind,
             target_ids=target_ids,
             target_weights=torch.tensor([t.weight if t else 0.0 for t in targets], dtype=torch.float32),
+            answer_scores=self._answer_scores(task, examples),  # type: ignore[arg-type]
             choice_ids=None if training else self._choices(examples, limits.target_tokens),  # type: ignore[arg-type]
         )
         return without_rows(batch, bad) if bad else batch
@@ -170,6 +176,12 @@ class Collator:
         ids, _ = self._pad([self._target(text, limit).ids for e in examples for text in e.choices], IGNORE)
         return ids.view(len(examples), count, -1)
 
+    def _answer_scores(self, task: str, examples: Sequence[Example]) -> torch.Tensor | None:
+        """Weights (B, K) of the targets over the list of answers; None where there is none."""
+        if self._answers is None:
+            return None
+        return torch.from_numpy(np.stack([self._answers.scores(task, e.targets) for e in examples]))
+
     def _limits_of(self, task: str) -> Limits:
         try:
             return self._limits[task]
@@ -181,9 +193,9 @@ class Collator:
             raise ValueError(f"training needs an epoch for each of {len(examples)} examples, found {epoch_keys}")
         return [draw_target(e, self._seed, epoch) for e, epoch in zip(examples, epoch_keys, strict=True)]
 
-    def _tokens(self, text: str) -> list[int]:
+    def _tokens(self, text: str, tokenizer: Tokenizer | None = None) -> list[int]:
         with self._tokenizer_lock:
-            return self._tokenizer.encode(text)
+            return (tokenizer or self._tokenizer).encode(text)
 
     def _encode_source(self, segments: tuple[Segment, ...], limit: int) -> Encoded:
         ids = self._tokens("".join(s.text for s in segments))
@@ -209,9 +221,9 @@ class Collator:
         return [*ends, len(ids)]
 
     def _encode_target(self, text: str, limit: int) -> Encoded:
-        ids = self._tokens(text)
-        kept = ids[: limit - self._tokenizer.num_special] if limit else ids
-        return Encoded(np.array(self._tokenizer.wrap(kept), dtype=np.int64), len(ids) - len(kept), 0)
+        ids = self._tokens(text, self._writer)
+        kept = ids[: limit - self._writer.num_special] if limit else ids
+        return Encoded(np.array(self._writer.wrap(kept), dtype=np.int64), len(ids) - len(kept), 0)
 
     def _pad(self, rows: Sequence[np.ndarray], fill: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Right-padded ids (B, longest) int64 and their mask (bool); at least one column."""
@@ -326,8 +338,10 @@ def without_rows(batch: Batch, rows: Sequence[int]) -> Batch:
     """The batch with `rows` that count for nothing, under either kind of loss: uid "", no target, weight 0."""
     target_ids, weights = batch.target_ids.clone(), batch.target_weights.clone()
     target_ids[list(rows)], weights[list(rows)] = IGNORE, 0.0
+    scores = batch.answer_scores.clone()
+    scores[list(rows)] = -1
     uids = tuple("" if row in rows else uid for row, uid in enumerate(batch.uids))
-    return replace(batch, uids=uids, target_ids=target_ids, target_weights=weights)
+    return replace(batch, uids=uids, target_ids=target_ids, target_weights=weights, answer_scores=scores)
 
 
 def shorten_video(rows: torch.Tensor, max_frames: int) -> torch.Tensor:

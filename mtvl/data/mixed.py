@@ -27,7 +27,8 @@ def join(parts: Sequence[Batch], pad_id: int) -> Batch:
     return Batch(
         task="", uids=uids, source_ids=joined("source_ids", pad_id), source_mask=joined("source_mask", False),
         features=torch.zeros(len(uids), 0, 0, 0), target_ids=joined("target_ids", IGNORE),
-        target_weights=torch.cat([part.target_weights for part in parts]), parts=tuple(parts),
+        target_weights=torch.cat([part.target_weights for part in parts]),
+        answer_scores=joined("answer_scores", -1), parts=tuple(parts),
     )  # fmt: skip
 
 

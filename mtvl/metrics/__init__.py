@@ -16,6 +16,7 @@ METRICS = Registry(
         "nlvr2": "mtvl.metrics.nlvr2:score_nlvr2",
         "captions": "mtvl.metrics.captions:score_captions",
         "answers": "mtvl.metrics.answers:score_answers",
+        "labels": "mtvl.metrics.labels:score_labels",
         "qa": "mtvl.metrics.qa:score_qa",
         "retrieval": "mtvl.metrics.retrieval:score_retrieval",
         "ranked_lists": "mtvl.metrics.retrieval:score_ranked_lists",

@@ -8,7 +8,7 @@ from torch import nn
 
 from mtvl.errors import PlanError
 from mtvl.petl.plan import Injection, Plan
-from mtvl.petl.select import MethodConfig
+from mtvl.petl.select import MethodConfig, layers_option
 from mtvl.petl.share import ActiveTask
 from mtvl.sites import Site
 
@@ -30,13 +30,13 @@ class Probe:
 
     def plan(self, sites: list[Site], tasks: tuple[str, ...]) -> Plan:
         """Unfreeze the heads."""
-        unfrozen = tuple(s for s in sites if s.kind == "head")
+        unfrozen = tuple(s for s in sites if s.kind in ("head", "answers"))
         if not unfrozen:
             raise PlanError(
                 "this backbone has no heads beside its language model; 'probe' is defined for blip with contrast, matching "
-                "or comparing heads; 'projection' is the nearest method here"
+                "or comparing heads and for clip_vil; 'projection' is the nearest method here"
             )
-        return Plan("probe", (), tasks, tuple(sites), (), unfrozen)
+        return Plan("probe", layers_option(self.config.layers), tasks, tuple(sites), (), unfrozen)
 
     def build(self, injection: Injection, active: ActiveTask) -> nn.Module:
         """Nothing is injected."""

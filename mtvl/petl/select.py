@@ -75,7 +75,7 @@ def of_kinds(sites: Iterable[Site], *, norms: bool, visual: bool, paper_compat: 
 
 def with_bias(sites: Iterable[Site]) -> tuple[Site, ...]:
     """Sites of the language model that have a bias vector."""
-    return tuple(s for s in sites if s.num_bias and s.kind not in ("visual", "tower"))
+    return tuple(s for s in sites if s.num_bias and s.kind not in ("visual", "tower", "answers"))
 
 
 def at_kinds(sites: Iterable[Site], kinds: Sequence[str]) -> list[Site]:

@@ -20,6 +20,7 @@ TASKS = Registry(
         "vqa": "mtvl.tasks.vqa:VQA",
         "gqa": "mtvl.tasks.gqa:GQA",
         "statement": "mtvl.tasks.statement:Statement",
+        "label": "mtvl.tasks.label:Label",
         "caption": "mtvl.tasks.caption:Caption",
         "choice": "mtvl.tasks.choice:Choice",
         "answer": "mtvl.tasks.answer:Answer",

@@ -21,10 +21,11 @@ FURTHER = (
     {"name": "projection", "train_norms": True},
 )
 # Language models without bias vectors have nothing that this method could train; test_adapting.py holds that it says so.
-# The others ask for blocks or heads that CLIP-BART and CLIP-T5 do not offer; tests/petl/test_blip_methods.py holds that.
+# The others ask for blocks or heads that these backbones do not offer; tests/petl/test_blip_methods.py holds that.
 REFUSED = (
     ("clip_t5", "bitfit"),
-    *((b, m) for b in ("clip_bart", "clip_t5") for m in ("probe", "uniadapter", "unitrans")),
+    *((b, "probe") for b in ("clip_bart", "clip_t5")),
+    *((b, m) for b in ("clip_bart", "clip_t5", "clip_vil") for m in ("uniadapter", "unitrans")),
 )
 
 

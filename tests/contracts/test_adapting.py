@@ -170,7 +170,7 @@ def test_beam_scores_are_those_of_the_teacher_forced_model(
         forced = model.backbone.decode(model.backbone.encode(batch), ids[:, 1:]).log_softmax(-1)
     for row in range(len(ids)):
         has_ended = tiny.eos_id in ids[row, 1:]
-        length = ids[row].tolist().index(tiny.eos_id, 1) if has_ended else longest  # without EOS, with the start
+        length = ids[row].tolist().index(tiny.eos_id, 1) if has_ended else ids.shape[1]  # without EOS, with the start
         is_free = not has_ended or (tiny.forces_eos and length == longest - 1)
         paid = length - 1 if is_free else length
         total = sum(float(forced[row, i, ids[row, i + 1]]) for i in range(paid))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from mtvl.backbones.answers import AnswerList
 from mtvl.data.collate import IGNORE, Collator, draw_target
 from mtvl.errors import ConfigError, DataError
 from mtvl.types import Example, Limits, Segment, Target, Visual
@@ -208,3 +209,20 @@ def test_impossible_limits_and_unknown_tasks_are_refused() -> None:
         collator(target=2)
     with pytest.raises(ConfigError, match="did you mean 'vqa'"):
         collator().collate("vqaa", [example("1", "q")], training=False)
+
+
+def test_targets_may_be_places_in_a_list_of_answers() -> None:
+    answers = AnswerList({"vqa": ["yes", "no"], "gqa": ["left"]}, size=4)
+    rows = [
+        example("1", "is it?", targets=[Target("no", 0.3), Target("yes", 0.9)]),
+        example("2", "what is it?", targets=[Target("unheard of", 1.0)]),
+        example("3", "and this?", targets=[]),
+    ]
+    made = collator(answers=answers, target=1).collate("vqa", rows, training=False)
+    assert made.target_ids.tolist() == [[0], [IGNORE], [IGNORE]]
+    wanted = torch.tensor([[0.9, 0.3, -1, -1], [0, 0, -1, -1], [0, 0, -1, -1]])
+    assert made.answer_scores.dtype == torch.float32 and torch.equal(made.answer_scores, wanted)
+    assert made.source_ids.shape[1] > 3  # sources are text as ever
+    drawn = collator(answers=answers).collate("vqa", rows[:1], epoch_keys=[0], training=True)
+    assert drawn.target_ids.shape == (1, 1) and torch.equal(drawn.answer_scores, wanted[:1])
+    assert collator().collate("vqa", rows[:1], training=False).answer_scores.shape == (1, 0)

@@ -19,6 +19,10 @@ GQA_QUESTION = {
     "question": "Is it red?", "imageId": "n1", "answer": "no", "isBalanced": True, "entailed": [], "semantic": [],
     "types": {"structural": "verify", "semantic": "attr", "detailed": "verifyAttr"}, "groups": {"global": None},
 }  # fmt: skip
+SNLI_ROW = {
+    "gold_label": "neutral", "sentence1": "A dog runs.", "sentence2": " It is late. ", "captionID": "36979.jpg#2",
+    "pairID": "36979.jpg#2r1n", "Flickr30K_ID": "36979", "annotator_labels": ["neutral"],
+}  # fmt: skip
 NLVR2_ROW = {"identifier": "dev-850-0-1", "sentence": "Two dogs.", "label": "True", "directory": 7}
 KARPATHY_IMAGE = {
     "filepath": "val2014", "filename": "COCO_val2014_000000000009.jpg", "cocoid": 9, "imgid": 0, "split": "restval",
@@ -33,7 +37,7 @@ CLIP_ROW = {
     "clip_id": 9, "vid_name": "v1", "duration": 59.03, "ts": [0, 8.5],
     "descs": [{"desc": "A dog runs. ", "desc_id": 1, "type": "v"}, {"desc": "It runs.", "desc_id": 2}],
 }  # fmt: skip
-JSON_LINES = ("nlvr2_official", "value_qa", "value_captions", "own_table")
+JSON_LINES = ("nlvr2_official", "snli_ve", "value_qa", "value_captions", "own_table")
 
 # For each format: the roles with sound content; the first role holds the rows.
 SOUND: dict[str, dict[str, Any]] = {
@@ -51,6 +55,7 @@ SOUND: dict[str, dict[str, Any]] = {
             {"identifier": "dev-1-0-0", "img0": "dev-1-0-img0", "img1": "dev-1-0-img1", "label": 0, "sent": "Two."}
         ]
     },
+    "snli_ve": {"rows": SNLI_ROW},
     "coco_karpathy": {"rows": {"images": [KARPATHY_IMAGE]}},
     "coco_captions": {
         "rows": {
@@ -78,6 +83,7 @@ FIELDS = [
     ("gqa_vl_adapter", "[0]", ("rows", 0), ("question_id", "img_id", "sent")),
     ("nlvr2_official", "line 1", ("rows",), ("identifier", "sentence")),
     ("nlvr2_vl_adapter", "[0]", ("rows", 0), ("identifier", "img0", "img1", "sent")),
+    ("snli_ve", "line 1", ("rows",), ("pairID", "sentence2", "Flickr30K_ID")),
     ("coco_karpathy", "images[0]", ("rows", "images", 0), ("cocoid", "filename", "split", "sentences")),
     ("coco_karpathy", "images[0].sentences[1]", ("rows", "images", 0, "sentences", 1), ("raw",)),
     ("coco_captions", "images[0]", ("rows", "images", 0), ("id", "file_name")),
@@ -183,7 +189,7 @@ def test_a_missing_file_is_named(fmt: str, tmp_path: Path) -> None:
     ("fmt", "path"),
     [
         ("vqa_official", ("questions", "questions")), ("vqa_official", ("annotations", "annotations")),
-        ("vqa_karpathy", ("rows",)), ("gqa_vl_adapter", ("rows",)), ("nlvr2_official", ()),
+        ("vqa_karpathy", ("rows",)), ("gqa_vl_adapter", ("rows",)), ("nlvr2_official", ()), ("snli_ve", ()),
         ("nlvr2_vl_adapter", ("rows",)), ("coco_karpathy", ("rows", "images")),
         ("coco_captions", ("rows", "images")), ("coco_captions", ("rows", "annotations")),
         ("value_qa", ()), ("value_captions", ()),

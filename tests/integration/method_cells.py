@@ -45,7 +45,10 @@ METHODS: dict[str, dict[str, Any]] = {
     # on CLIP-T5, whose table of positions is used outside the attention that holds it
     "t5_adapter": {"name": "adapter", "bottleneck": 4, "share": "none"},
     "t5_prefix": {"name": "prefix", "length": 3, "share": "none"},
+    # on CLIP-ViL, whose head is trained with every method
+    "vil_adapter": {"name": "adapter", "bottleneck": 4, "share": "none"},
 }
+BACKBONES = {"t5": "clip_t5", "vil": "clip_vil"}  # by the begin of a name; the others are of CLIP-BART
 
 
 def make_config(method: str, stage: int) -> RunConfig:
@@ -53,7 +56,7 @@ def make_config(method: str, stage: int) -> RunConfig:
     file = FOLDER / f"zero{stage}-{dist.rank()}.json"
     settings = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
     file.write_text(json.dumps({"zero_optimization": settings}))
-    backbone = "clip_t5" if method.startswith("t5_") else "clip_bart"
+    backbone = BACKBONES.get(method.partition("_")[0], "clip_bart")
     return RunConfig(
         tasks=TASKS,
         paper_compat=True,  # nothing starts at zero: every part has a gradient from the first step on

@@ -33,11 +33,14 @@ METHODS = (
     "vcra",
     "t5_adapter",
     "t5_prefix",
+    "vil_adapter",
 )
 STAGES = ("zero0", "zero1", "zero2", "zero3")
 
 # After three steps at rate 0.01; measured on one rank: 2.4e-7 and 1.3e-5 (prefix under ZeRO-3, keys with tiny gradients).
 LOSS, PARAMETERS = 1e-5, 1e-4
+# The head over answers has gradients of 5e-6 beside those of 0.3, whose rounding Adam enlarges: 2.0e-4 on every stage.
+WIDER = {"vil_adapter": 1e-3}
 
 pytestmark = [pytest.mark.multiproc, pytest.mark.slow]
 
@@ -61,7 +64,7 @@ def test_it_trains_as_in_plain_pytorch(
 ) -> None:  # fmt: skip
     cell = results[ranks][f"{method}-{stage}"]
     assert cell["same_names"] and cell["private"] > 0
-    assert cell["loss"] < LOSS and cell["parameters"] < PARAMETERS
+    assert cell["loss"] < LOSS and cell["parameters"] < WIDER.get(method, PARAMETERS)
     stood = [s for s in cell["active_stood"] if method != "vcra" or not in_first_step(s)]
     assert cell["idle_moved"] == [] and stood == []  # vcra's change starts at zero: one factor waits for the other
 

@@ -220,9 +220,13 @@ def test_options_that_cannot_be(section: dict[str, Any], words: str) -> None:
         make_method(section)
 
 
-@pytest.mark.parametrize("backbone", ["clip_bart", "clip_t5"])
 @pytest.mark.parametrize(
-    ("name", "instead"), [("uniadapter", "'adapter'"), ("unitrans", "petl.name=vcra"), ("probe", "'projection'")]
+    ("backbone", "name", "instead"),
+    [
+        *((b, "uniadapter", "'adapter'") for b in ("clip_bart", "clip_t5", "clip_vil")),
+        *((b, "unitrans", "petl.name=vcra") for b in ("clip_bart", "clip_t5", "clip_vil")),
+        *((b, "probe", "'projection'") for b in ("clip_bart", "clip_t5")),
+    ],
 )
 def test_backbones_without_blocks_or_heads_are_refused_with_a_way_on(
     backbone: str, name: str, instead: str, tiny_backbones: dict[str, Any]

@@ -62,7 +62,7 @@ def put(folder: Path, *names: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["vqa", "gqa", "nlvr2", "coco", "tvqa", "how2qa", "tvc", "yc2c", "msrvtt_qa", "yc2_steps"]
+    "name", ["vqa", "gqa", "nlvr2", "coco", "tvqa", "how2qa", "tvc", "yc2c", "msrvtt_qa", "yc2_steps", "snli_ve"]
 )
 @pytest.mark.parametrize("family", ["", "bart", "t5", "another"])
 def test_the_repositorys_task_files_load(name: str, family: str, tmp_path: Path) -> None:

@@ -133,6 +133,30 @@ def test_integers_of_clip_t5_and_of_the_larger_siblings(rows) -> None:
         assert large[f"clip_{family}_large", "adapter"] == (adapters + norms + visual[family], total + adapters)
 
 
+def test_integers_of_clip_vil(rows) -> None:
+    found = {
+        (r["method"], r["variant"]): (r["trainable"], r["total"]) for r in rows if r["backbone"] == "clip_vil_base"
+    }
+    width = 768
+    bert = 109_482_240 - width * (width + 1)  # BERT-base without its pooler, which is the head's here
+    visual = (
+        2 * 25 * 2048 + (2048 + 1) * width + 2 * width + 2 * width
+    )  # positions, projection, norm, order of pictures
+    norms, adapters = 25 * 2 * width, 24 * (2 * width * 192 + 192 + width)
+    wanted = {}
+    for task, answers in (("vqa", 3129), ("gqa", 1842), ("snli_ve", 3)):
+        head = width * (width + 1) + 2 * width * (width + 1) + 4 * width + answers * (2 * width + 1)
+        total = bert + visual + head
+        wanted["full", task] = (total, total)
+        wanted["adapter", f"single, {task}"] = (adapters + norms + visual + head, total + adapters)
+        if task == "vqa":
+            low_rank = 24 * 2 * 128 * width
+            biases = 12 * (4 * width + 3072 + width + 2 * width) + width
+            wanted["lora", "single, vqa"] = (low_rank + biases + visual + head, total + low_rank)
+            wanted["probe", "vqa"] = (head, total)
+    assert found == wanted
+
+
 # *Source:* the released classes; UniAdapter, tables 1 to 3 (9.5M, 18.9M, 19.0M, 28.4M, 37.8M, 7.1M, 4.7M, 6.3M, 12.6M,
 # 0.4M); UniTrans, table 8 (0.18M, 0.28M, 0.21M). The integers are those of the papers' own formulas.
 BLIP_TOTALS = {

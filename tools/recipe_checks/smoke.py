@@ -26,7 +26,7 @@ from recipe_checks.header import Header
 # Public weights -> the preset of the same shapes, which is built from the configuration alone.
 PRESETS = {
     "facebook/bart-base": "base", "facebook/bart-large": "large", "google-t5/t5-base": "base",
-    "google-t5/t5-large": "large",
+    "google-t5/t5-large": "large", "google-bert/bert-base-uncased": "base",
 }  # fmt: skip
 ROWS = 2  # examples of a step, one in each of two micro-batches
 EXAMPLES = 10  # of each task, so that a proportional mixture takes another task in each of the first steps

@@ -5,9 +5,10 @@ The features are random numbers of the published shapes, so no tower has to be t
 
 from __future__ import annotations
 
+import json
 import shutil
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import h5py
@@ -16,6 +17,7 @@ import numpy as np
 from mtvl.data.features.stored import NAME, is_stored
 from mtvl.data.miniworld.write import ensure_miniworld
 from mtvl.tasks import load_task
+from mtvl.tasks.sources import SourceConfig
 
 PICTURE, VIDEO = (49, 2048), (64, 512)  # RN101's 7 x 7 cells; as many frames of ViT-B/32 as the recipes take
 
@@ -32,12 +34,34 @@ def make_stored_world(root: Path, miniworld: Path, tasks: Iterable[str], say: Ca
         shutil.copyfile(file, copy)
     for name in tasks:
         task = load_task(name, root=pictures)
+        if task.config.kind == "label":
+            _write_labels(root, task.config.sources[0], task.decoding.choices)
+            continue
         source = task.source.config
         pattern = Path(next(p for p in source.pictures + source.videos if is_stored(p)))
         seen = {path for e in task.examples("train") for path in (*e.visual.images, e.visual.video) if path}
         for path in sorted(seen):
             _write(root / pattern.parent / f"{Path(path).stem}{pattern.suffix}")
     return root
+
+
+def _write_labels(root: Path, source: SourceConfig, labels: Sequence[str], rows: int = 12) -> None:
+    """A training file in the manner of SNLI-VE, which miniworld does not have, with the features of its pictures."""
+    pattern = next(p for p in source.pictures if is_stored(p))
+    file = root / source.files["train"]["rows"][0]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = [
+        {
+            "pairID": f"{i}",
+            "Flickr30K_ID": f"{i}",
+            "sentence2": "There is a star.",
+            "gold_label": labels[i % len(labels)],
+        }
+        for i in range(rows)
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    for line in lines:
+        _write(root / pattern.format(name=line["Flickr30K_ID"]))
 
 
 def _write(file: Path) -> None:

@@ -17,6 +17,7 @@ FORMATS = Registry(
         "gqa_vl_adapter": "mtvl.data.formats.gqa_vl_adapter:GQAVLAdapter",
         "nlvr2_official": "mtvl.data.formats.nlvr2_official:NLVR2Official",
         "nlvr2_vl_adapter": "mtvl.data.formats.nlvr2_vl_adapter:NLVR2VLAdapter",
+        "snli_ve": "mtvl.data.formats.snli_ve:SNLIVE",
         "coco_karpathy": "mtvl.data.formats.coco_karpathy:COCOKarpathy",
         "coco_captions": "mtvl.data.formats.coco_captions:COCOCaptions",
         "vg_regions": "mtvl.data.formats.vg_regions:VGRegions",

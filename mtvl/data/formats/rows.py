@@ -65,6 +65,14 @@ class StatementRow(Row):
 
 
 @dataclass(frozen=True)
+class LabelRow(Row):
+    """A statement about pictures with one label out of a few. `label` is None where the file hides it."""
+
+    statement: str = ""
+    label: str | None = None
+
+
+@dataclass(frozen=True)
 class ChoiceRow(Row):
     """A question with its possible answers. `answer` is the index of the right one, None where the file hides it.
 
