@@ -56,7 +56,7 @@ class Evaluator:
         if decoding.mode == "rank":
             scores = self.model.rank(batch, memory)
         else:
-            choices = [self.tokenizer.wrap(self.tokenizer.encode(c)) for c in decoding.choices]
+            choices = [self.tokenizer.wrap_target(self.tokenizer.encode(c)) for c in decoding.choices]
             scores = self.model.choose(batch, choices, memory)
         return [_best(uid, decoding.choices, row) for uid, row in zip(batch.uids, scores.tolist(), strict=True)]
 

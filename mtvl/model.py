@@ -80,7 +80,7 @@ class Model(nn.Module):
         if batch.parts:
             raise PlanError("a batch that mixes tasks by example is for inference; train on batches of one task")
         logits = self.backbone.label_logits(self.backbone.encode(batch), batch.target_ids)
-        losses = label_losses(logits, batch.target_ids)
+        losses = label_losses(logits, batch.target_ids, batch.label_smoothing)
         total = loss_sum(losses, batch.target_ids, batch.target_weights, batch.loss)
         return total * (batch.loss_weight / batch.denominator)
 
@@ -91,6 +91,13 @@ class Model(nn.Module):
     @torch.no_grad()
     def encode(self, batch: Batch) -> Any:
         """The backbone's memory of `batch`; of one that mixes tasks, each row under its own task, which then stay set."""
+        if batch.parts and self.backbone.encodes_parts:
+            memories = []
+            for part in batch.parts:
+                self.set_task(part.task)
+                memories.append(self.backbone.encode(part))
+            self.set_rows(batch.row_tasks)
+            return memories[0].join(memories)
         if batch.parts:
             self.set_rows(batch.row_tasks)
         return self.backbone.encode(batch)
@@ -133,18 +140,14 @@ class Model(nn.Module):
     def tasks_of_parameters(self) -> dict[str, str | None]:
         """Task that owns each trained parameter; None where it is shared by all.
 
-        In a model of pictures and videos a projection belongs to the tasks with its kind of features (`kind_owner`): it
-        is idle in the steps of the others, and has to stand still there as a task's own parts do.
+        What only one kind of batch trains (`parts_of_kinds`: a projection of frames, heads of contrast) belongs to that
+        kind (`kind_owner`): it is idle in the steps of the others, and has to stand still there as a task's parts do.
         """
         owners: dict[str, str | None] = dict(owner_of(self.plan))
-        kinds = list(getattr(self.backbone, "widths", ()))
-        for name in self.trainable() if len(kinds) > 1 else ():
-            for kind in kinds:
-                if name.startswith(f"backbone.visual.features.{kind}."):
-                    owners[name.removeprefix("backbone.")] = kind_owner(kind)
-            if name.startswith("backbone.visual_tower."):
-                owners[name.removeprefix("backbone.")] = kind_owner("grid")
-        return {n: owners.get(n.removeprefix("backbone.")) for n in self.trainable()}
+        names = {n: n.removeprefix("backbone.") for n in self.trainable()}
+        for begin, kind in self.backbone.parts_of_kinds().items():
+            owners |= {name: kind_owner(kind) for name in names.values() if name.startswith(begin)}
+        return {n: owners.get(name) for n, name in names.items()}
 
 
 def make_method(petl: dict[str, Any], *, paper_compat: bool = False) -> Any:

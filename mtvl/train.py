@@ -206,7 +206,10 @@ def identity_of(config: RunConfig, run: Run, schedule: Schedule, examples: dict[
     """What a checkpoint belongs to; a resume with anything else is refused with the name of the differing item."""
     digest = hashlib.sha256()
     for task, rows in examples.items():
-        digest.update(repr((task, run.workspace.tasks[task].limits, run.workspace.tasks[task].loss)).encode())
+        settings = run.workspace.tasks[task]
+        # Checkpoints from before there was smoothing stay what they are.
+        smoothing = (settings.label_smoothing,) if settings.label_smoothing else ()
+        digest.update(repr((task, settings.limits, settings.loss, *smoothing)).encode())
         for row in rows:
             video = (row.visual.video, row.visual.span) if row.visual.video else ()
             digest.update(repr((row.uid, row.segments, row.visual.images, row.targets, *video)).encode())

@@ -80,12 +80,14 @@ class Decoding:
     "generate" text; "choose" among the fixed texts `choices` by their first differing token; "rank" the example's own
     choices by likelihood and answer with the name of the best, from `choices`.
 
-    `max_tokens` counts generated ids including the decoder start id, as transformers' `max_length` does.
+    `max_tokens` counts generated ids including the decoder start id (and a prompt of the decoder), as transformers'
+    `max_length` does; `min_tokens` those before which no answer ends.
     """
 
     mode: str = "generate"
     num_beams: int = 1
     max_tokens: int = 20
+    min_tokens: int = 0
     no_repeat_ngram: int = 0
     early_stopping: bool = True
     choices: tuple[str, ...] = ()
@@ -120,6 +122,7 @@ class Task(Protocol):
     decoding: Decoding
     limits: Limits
     loss: str  # "sample_mean" (mean over tokens, then over the slot's samples) or "token_mean" (over the slot's tokens)
+    label_smoothing: float
 
     def examples(self, split: str) -> Sequence[Example]:
         """All examples of `split` in file order; raises DataError, never drops a row silently."""
@@ -144,6 +147,7 @@ class Batch:
     target_ids      (B, T) int64, -100 where ignored
     target_weights  (B,) float32, soft weight of the target that was drawn
     loss            "sample_mean" or "token_mean"
+    label_smoothing  share of a target token's weight that is spread over the vocabulary
     denominator     samples (or target tokens) of the whole slot over all ranks and micro-batches
     loss_weight     weight of the task's loss in the step
     parts           the batches of single tasks that were joined into this one (`mtvl.data.mixed`), for inference alone;
@@ -158,6 +162,7 @@ class Batch:
     target_ids: torch.Tensor
     target_weights: torch.Tensor
     loss: str = "sample_mean"
+    label_smoothing: float = 0.0
     denominator: float = 1.0
     loss_weight: float = 1.0
     feature_kind: str = "grid"
@@ -198,7 +203,10 @@ class Tokenizer(Protocol):
         """Ids of `text` without special tokens."""
 
     def wrap(self, ids: Sequence[int]) -> list[int]:
-        """`ids` with the special tokens that a source or target sequence of this backbone carries."""
+        """`ids` with the special tokens that a source sequence of this backbone carries."""
+
+    def wrap_target(self, ids: Sequence[int]) -> list[int]:
+        """`ids` with those that an answer carries, at most as many."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens."""

@@ -9,5 +9,6 @@ BACKBONES = Registry(
     {
         "clip_bart": "mtvl.backbones.clip_bart:ClipBart",
         "clip_t5": "mtvl.backbones.clip_t5:ClipT5",
+        "blip": "mtvl.backbones.blip:BlipBackbone",
     },
 )

@@ -207,7 +207,7 @@ class Collator:
     def _encode_target(self, text: str, limit: int) -> Encoded:
         ids = self._tokens(text)
         kept = ids[: limit - self._tokenizer.num_special] if limit else ids
-        return Encoded(np.array(self._tokenizer.wrap(kept), dtype=np.int64), len(ids) - len(kept), 0)
+        return Encoded(np.array(self._tokenizer.wrap_target(kept), dtype=np.int64), len(ids) - len(kept), 0)
 
     def _pad(self, rows: Sequence[np.ndarray], fill: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Right-padded ids (B, longest) int64 and their mask (bool); at least one column."""

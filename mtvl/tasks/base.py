@@ -63,6 +63,7 @@ class TaskConfig:
     limits: Limits = field(default_factory=Limits)
     decoding: Decoding = field(default_factory=Decoding)
     loss: str = "sample_mean"
+    label_smoothing: float = 0.0
     video: VideoConfig | None = None
     ascii_only: bool = False
     masking: MaskingConfig | None = None
@@ -84,12 +85,14 @@ def validate(name: str, config: TaskConfig, kinds: Registry) -> None:
         raise ConfigError(f"'{name}.decoding.choices' expects at least two texts, found {list(decoding.choices)}")
     least = {
         "decoding.num_beams": (decoding.num_beams, 1), "decoding.max_tokens": (decoding.max_tokens, 2),
-        "decoding.no_repeat_ngram": (decoding.no_repeat_ngram, 0),
+        "decoding.min_tokens": (decoding.min_tokens, 0), "decoding.no_repeat_ngram": (decoding.no_repeat_ngram, 0),
         "limits.source_tokens": (limits.source_tokens, 0), "limits.target_tokens": (limits.target_tokens, 0),
     }  # fmt: skip
     for key, (number, bound) in least.items():
         if number < bound:
             raise ConfigError(f"'{name}.{key}' expects at least {bound}, found {number}")
+    if not 0 <= config.label_smoothing < 1:
+        raise ConfigError(f"'{name}.label_smoothing' must lie in [0, 1), found {config.label_smoothing}")
     if decoding.mode == "rank" and config.kind != "choice":
         raise ConfigError(f"'{name}.decoding.mode' rank needs examples with choices of their own: kind choice alone")
     if (config.kind == "masked") != (config.masking is not None):
@@ -125,7 +128,7 @@ class BaseTask(ABC):
         self.evaluate = evaluate
         self.primary = config.primary
         self.limits = config.limits
-        self.loss = config.loss
+        self.loss, self.label_smoothing = config.loss, config.label_smoothing
         self.decoding = config.decoding
         if evaluate.num_beams > 0 and config.decoding.mode == "generate":
             self.decoding = dataclasses.replace(config.decoding, num_beams=evaluate.num_beams)
