@@ -98,6 +98,27 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class PairsConfig:
+    """Contrast and matching of pictures (or videos) with texts, for tasks whose loss is "pairs".
+
+    `queue_size` and `momentum` of the teacher; `alpha` is its share in the targets, reached after `ramp_steps`
+    micro-batches. `targets`, `all_ranks`, `smoothing`, `agreement` and `agreement_temperature` as in
+    `mtvl.steps.retrieval.RetrievalOptions`. `language`: weight of the loss of writing the text from the picture.
+    """
+
+    queue_size: int = 57600
+    momentum: float = 0.995
+    alpha: float = 0.4
+    ramp_steps: int = 0
+    targets: str = "ids"  # ids | diagonal
+    all_ranks: bool = False
+    smoothing: float = 0.0
+    agreement: float = 0.0
+    agreement_temperature: float = 0.0
+    language: float = 0.0
+
+
+@dataclass(frozen=True)
 class EngineConfig:
     """DeepSpeed JSON: ZeRO stage, offload and precision only."""
 
@@ -136,6 +157,7 @@ class RunConfig:
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    pairs: PairsConfig = field(default_factory=PairsConfig)
     backbone: dict[str, Any] = field(default_factory=lambda: {"name": NAMED_SECTIONS["backbone"]})
     petl: dict[str, Any] = field(default_factory=lambda: {"name": NAMED_SECTIONS["petl"]})
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -312,12 +334,16 @@ def _check_numbers(config: RunConfig) -> None:
         "data.workers": config.data.workers, "data.max_examples": config.data.max_examples,
         "train.validate_every": config.train.validate_every, "train.validate_examples": config.train.validate_examples,
         "optim.clip_norm": config.optim.clip_norm, "optim.weight_decay": config.optim.weight_decay,
-        "optim.backbone_lr_scale": config.optim.backbone_lr_scale,
+        "optim.backbone_lr_scale": config.optim.backbone_lr_scale, "pairs.ramp_steps": config.pairs.ramp_steps,
+        "pairs.smoothing": config.pairs.smoothing, "pairs.agreement": config.pairs.agreement,
+        "pairs.language": config.pairs.language, "pairs.agreement_temperature": config.pairs.agreement_temperature,
         "evaluate.num_beams": config.evaluate.num_beams, "optim.tower.lr": config.optim.tower.lr,
     }  # fmt: skip
     for key, number in not_negative.items():
         if not number >= 0:
             raise ConfigError(f"'{key}' must be 0 or above, found {number}")
+    if not 0 <= config.pairs.alpha <= 1:
+        raise ConfigError(f"'pairs.alpha' must lie in 0..1, found {config.pairs.alpha}")
     if not 0 <= config.optim.warmup_ratio <= 1:
         raise ConfigError(f"'optim.warmup_ratio' must lie in 0..1, found {config.optim.warmup_ratio}")
 

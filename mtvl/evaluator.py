@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from mtvl import dist
-from mtvl.errors import EngineError, MtvlError
+from mtvl.errors import ConfigError, EngineError, MtvlError
 from mtvl.model import Model
+from mtvl.retrieving import retrieve
 from mtvl.types import Batch, Decoding, Example, Prediction, Scores, Task, Tokenizer
 
 
@@ -53,6 +54,8 @@ class Evaluator:
         if decoding.mode == "generate":
             ids = self.model.generate(batch, decoding, memory).tolist()
             return [Prediction(uid, self.tokenizer.decode(row)) for uid, row in zip(batch.uids, ids, strict=True)]
+        if decoding.mode == "retrieve":
+            raise ConfigError("a retrieval task answers over a whole split, not for one batch; evaluate it")
         if decoding.mode == "rank":
             scores = self.model.rank(batch, memory)
         else:
@@ -86,6 +89,24 @@ class Evaluator:
                 if progress:
                     progress(sum(map(len, own.values())))
         return {name: _gathered(name, own[name], rows) for name, rows in examples.items()}
+
+    def retrieve(
+        self, task: Task, examples: Sequence[Example], collator: Any, batch: int,
+        say: Callable[[str], None] | None = None,
+    ) -> list[Prediction]:  # fmt: skip
+        """Ranks of texts and their pictures (or videos) among all `examples`, in their order; see `mtvl.retrieving`."""
+        if not self.model.backbone.has_pairs:
+            raise ConfigError(
+                f"task '{task.name}' matches pictures with texts, for which this backbone has no heads; use backbone.name=blip "
+                "with backbone.kind joint, retrieval or pretrain"
+            )
+        with self._evaluating():
+            self.model.set_task(task.name)
+            own = retrieve(
+                self.model.backbone, task.name, task.decoding, examples, collator, batch, self.device,
+                say if dist.is_main() else None,
+            )  # fmt: skip
+        return _gathered(task.name, own, examples)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

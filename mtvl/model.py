@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from mtvl.backbones import BACKBONES
-from mtvl.config import RunConfig, parse_section
-from mtvl.errors import PlanError
+from mtvl.config import PairsConfig, RunConfig, parse_section
+from mtvl.errors import ConfigError, PlanError
 from mtvl.objectives.seq2seq import label_losses, loss_sum, token_losses
 from mtvl.petl import METHODS
 from mtvl.petl.apply import apply_plan, merge_plan, owner_of, unmerge_plan
 from mtvl.petl.plan import Plan
+from mtvl.steps.pairs import PairsLoss
+from mtvl.steps.retrieval import check_frame_rule, ground
 from mtvl.tasks import TASKS_DIR
 from mtvl.tasks.visual import with_visual
 from mtvl.types import Batch, Decoding, kind_owner
@@ -31,6 +34,23 @@ class Model(nn.Module):
         self.active = apply_plan(backbone, plan, method, seed)
         self.backbone = backbone
         self.is_merged = False
+        self.pairs: PairsLoss | None = None
+        rule = getattr(backbone.config, "frame_weights", "off")
+        if rule != "off":
+            check_frame_rule(backbone, rule)
+            backbone.grounding = partial(ground, rule=rule)
+
+    def begin_pairs(self, config: PairsConfig) -> None:
+        """Give the model what tasks on pairs train with: a queue and a teacher of what is trained now.
+
+        ConfigError for a backbone without heads of contrast and matching.
+        """
+        if not self.backbone.has_pairs:
+            raise ConfigError(
+                "a task of this run matches pictures with texts, for which the backbone needs heads of contrast and matching; "
+                "set backbone.name=blip with backbone.kind joint, retrieval or pretrain"
+            )
+        self.pairs = PairsLoss(self.backbone, config)
 
     def set_task(self, name: str) -> None:
         """Make `name` the active task until the next call (recompute in backward included)."""
@@ -79,6 +99,10 @@ class Model(nn.Module):
         """loss_weight * loss numerator / denominator: summed over a slot's micro-batches and ranks, the slot's loss."""
         if batch.parts:
             raise PlanError("a batch that mixes tasks by example is for inference; train on batches of one task")
+        if batch.loss == "pairs":
+            if self.pairs is None:
+                raise PlanError("this model was not prepared for pairs; call begin_pairs before its first batch of them")
+            return self.pairs(self.backbone, batch) * (batch.loss_weight / batch.denominator)
         logits = self.backbone.label_logits(self.backbone.encode(batch), batch.target_ids)
         losses = label_losses(logits, batch.target_ids, batch.label_smoothing)
         total = loss_sum(losses, batch.target_ids, batch.target_weights, batch.loss)

@@ -31,6 +31,7 @@ from mtvl.config import RunConfig, TowerOptimConfig, to_plain
 from mtvl.data.schedule import Schedule, stable_bits
 from mtvl.engine import Engine, StepReport, peak_memory, start
 from mtvl.engine.settings import read_engine_file
+from mtvl.engine.state import read_tensors, write_tensors
 from mtvl.errors import CheckpointError, ConfigError, EngineError
 from mtvl.evaluator import Evaluator
 from mtvl.export import added_rows, base_fingerprint, write_export
@@ -43,6 +44,7 @@ from mtvl.tasks.visual import with_visual
 from mtvl.types import Example
 from mtvl.workspace import Workspace
 
+PAIRS = "pairs.safetensors"  # queue and teacher, in a checkpoint of a run that has them
 STOPPED_BY_SIGNAL = 143  # 128 + SIGTERM: saved, can be resumed
 
 
@@ -96,6 +98,8 @@ class Run:
         self.is_validating = config.train.validate_every > 0 or config.checkpoint.keep_best
         splits = ["train"] + (["val"] if self.is_validating else [])
         self.workspace.prepare([(task, split) for task in config.tasks for split in splits])
+        if any(task.loss == "pairs" for task in self.workspace.tasks.values()):
+            self.model.begin_pairs(config.pairs)
         examples = {task: self.workspace.examples(task, "train") for task in config.tasks}
         sizes = {task: len(rows) for task, rows in examples.items()}
         lengths = {t: [sum(len(s.text) for s in e.segments) for e in rows] for t, rows in examples.items()}
@@ -106,6 +110,8 @@ class Run:
             examples, self.workspace.tasks, schedule, self.workspace.collator, config, dist.rank(), dist.world_size()
         )
         self.say(self.model.plan.table())
+        if self.model.pairs is not None:
+            check_pairs(config, self.loader.micro_steps)
         groups = parameter_groups(
             self.model.trainable(),
             self.model.tasks_of_parameters(),
@@ -114,6 +120,8 @@ class Run:
             self.model.tower_parameters(),
         )
         self.engine = Engine(self.model, groups, config, self.loader.micro_steps)
+        if self.model.pairs is not None:
+            self.model.pairs.step.teacher.float()  # an average moves by less than bfloat16 can hold
         torch.manual_seed(
             stable_bits("dropout", config.seed, dist.rank()) % 2**63
         )  # the only use of the global generator
@@ -135,6 +143,8 @@ class Run:
         checkpoint, self.first = found
         progress = read_state(checkpoint, self.identity)["progress"]
         self.engine.load(checkpoint)
+        if self.model.pairs is not None:
+            self.model.pairs.resume(read_tensors(checkpoint / PAIRS))
         self.best, self.metrics = progress["best"], progress["validation"]
         self.seen |= progress["samples"]
         self.say(f"resumed from {checkpoint}")
@@ -181,8 +191,14 @@ class Run:
     def save(self, done: int) -> None:
         """Write a checkpoint and delete those that are not kept."""
         progress = {"best": self.best, "samples": self.seen, "validation": self.metrics}
-        write_checkpoint(self.folder, done, self.engine.save, self.identity, progress)
+        write_checkpoint(self.folder, done, self._write_state, self.identity, progress)
         retain(self.folder, self.config.checkpoint.keep_last, [self.first] + ([self.best["step"]] if self.best else []))
+
+    def _write_state(self, folder: Path) -> None:
+        """The files of a checkpoint."""
+        self.engine.save(folder)
+        if self.model.pairs is not None and dist.is_main():  # the same on all ranks
+            write_tensors(folder / PAIRS, self.model.pairs.state_dict())
 
     def export(self, name: str, done: int) -> None:
         """Write the adapter export `name`. Collective."""
@@ -225,6 +241,7 @@ def identity_of(config: RunConfig, run: Run, schedule: Schedule, examples: dict[
         "train.global_batch": str(config.train.global_batch), "train.steps": str(config.train.steps),
         "train.precision": config.train.precision, "optim": json.dumps(optim),
         "paper_compat": str(config.paper_compat), "data.text_only": str(config.data.text_only),
+        **({"pairs": json.dumps(to_plain(config.pairs))} if run.model.pairs is not None else {}),
     }  # fmt: skip
 
 
@@ -245,6 +262,21 @@ def check_ranks(config: RunConfig) -> None:
                 + "; ".join(lines)
                 + "; start all ranks with one command"
             )
+
+
+def check_pairs(config: RunConfig, micro_steps: int) -> None:
+    """ConfigError where a task on pairs cannot be trained so: ranks exchange rows, and the teacher reads whole weights."""
+    pieces = micro_steps // config.mixture.slots * dist.world_size()
+    if config.train.global_batch % pieces:
+        raise ConfigError(
+            f"a task of this run matches pictures with texts, so every rank needs as many rows: 'train.global_batch' "
+            f"{config.train.global_batch} is no multiple of {pieces} pieces (ranks x micro-batches of a slot)"
+        )
+    if read_engine_file(config.engine.file).get("zero_optimization", {}).get("stage", 0) == 3:
+        raise ConfigError(
+            "a task of this run matches pictures with texts, and its teacher averages whole weights, which ZeRO-3 splits; use "
+            "ZeRO-2 (engine.file=ds_configs/zero2.json)"
+        )
 
 
 def check_recipe(config: RunConfig) -> None:
@@ -336,8 +368,12 @@ def validate(workspace: Workspace, evaluator: Evaluator, loader: Loader, config:
         limit = config.train.validate_examples
         if limit and len(rows) > limit:
             rows = [rows[i * len(rows) // limit] for i in range(limit)]
-        batches = loader.evaluation_batches(name, rows, config.evaluate.batch, dist.rank(), dist.world_size())
-        scores = evaluator.score(task, rows, evaluator.predict(task, rows, batches))
+        if task.decoding.mode == "retrieve":
+            found = evaluator.retrieve(task, rows, workspace.collator, config.evaluate.batch)
+        else:
+            batches = loader.evaluation_batches(name, rows, config.evaluate.batch, dist.rank(), dist.world_size())
+            found = evaluator.predict(task, rows, batches)
+        scores = evaluator.score(task, rows, found)
         metrics[name] = float(scores.metrics[scores.primary])
     metrics["average"] = sum(metrics.values()) / len(metrics)
     return metrics

@@ -78,7 +78,9 @@ class Decoding:
     """How an answer is produced.
 
     "generate" text; "choose" among the fixed texts `choices` by their first differing token; "rank" the example's own
-    choices by likelihood and answer with the name of the best, from `choices`.
+    choices by likelihood and answer with the name of the best, from `choices`; "retrieve" the picture or video of every
+    text and the text of every picture, among all of a split: by cosine, then the `top` of each query again by the matching
+    head, whose logit is added to `beta` times the cosine.
 
     `max_tokens` counts generated ids including the decoder start id (and a prompt of the decoder), as transformers'
     `max_length` does; `min_tokens` those before which no answer ends.
@@ -91,6 +93,8 @@ class Decoding:
     no_repeat_ngram: int = 0
     early_stopping: bool = True
     choices: tuple[str, ...] = ()
+    top: int = 128
+    beta: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,8 @@ class Task(Protocol):
     primary: str
     decoding: Decoding
     limits: Limits
-    loss: str  # "sample_mean" (mean over tokens, then over the slot's samples) or "token_mean" (over the slot's tokens)
+    loss: str  # "sample_mean" (mean over tokens, then over the slot's samples), "token_mean" (over the slot's tokens), or
+    # "pairs" (contrast and matching, mean over the slot's samples)
     label_smoothing: float
 
     def examples(self, split: str) -> Sequence[Example]:
@@ -146,7 +151,9 @@ class Batch:
                     tasks that do not rank
     target_ids      (B, T) int64, -100 where ignored
     target_weights  (B,) float32, soft weight of the target that was drawn
-    loss            "sample_mean" or "token_mean"
+    item_ids        (B,) int64, equal where rows show the same pictures or video; each row its own unless given
+    loss            "sample_mean" or "token_mean" over target tokens; "pairs": contrast and matching of the rows' texts
+                    with their pictures or videos, a mean over the slot's samples
     label_smoothing  share of a target token's weight that is spread over the vocabulary
     denominator     samples (or target tokens) of the whole slot over all ranks and micro-batches
     loss_weight     weight of the task's loss in the step
@@ -168,11 +175,14 @@ class Batch:
     feature_kind: str = "grid"
     feature_mask: torch.Tensor = None  # type: ignore[assignment]  # filled below
     choice_ids: torch.Tensor = None  # type: ignore[assignment]
+    item_ids: torch.Tensor = None  # type: ignore[assignment]
     parts: tuple[Batch, ...] = ()
 
     def __post_init__(self) -> None:
         if self.choice_ids is None:
             self.choice_ids = self.target_ids.new_zeros((len(self.target_ids), 0, 0))
+        if self.item_ids is None:
+            self.item_ids = torch.arange(len(self.target_ids), device=self.target_ids.device)
         if self.feature_mask is None:
             self.feature_mask = torch.ones(self.features.shape[:3], dtype=torch.bool, device=self.features.device)
 

@@ -67,6 +67,7 @@ class ClipSeq2Seq(nn.Module):
     forces_eos: bool  # a beam search ends at its last position, whatever it holds
     unsaved: tuple[str, ...] = ()  # buffers that a checkpoint need not hold
     pixel_kinds = ("grid",)  # of which `visual_tower`, where there is one, reads pixels
+    has_pairs = False  # no heads of contrast and matching
     encodes_parts = False  # a batch that mixes tasks is encoded in one go
 
     def __init__(self, config: ClipConfig, text: Any, widths: dict[str, int]) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from mtvl.data.schedule import stable_bits
 from mtvl.errors import ConfigError, DataError, near_names
-from mtvl.types import KEEP, Batch, Example, Limits, Segment, Target, Tokenizer
+from mtvl.types import KEEP, Batch, Example, Limits, Segment, Target, Tokenizer, Visual
 
 IGNORE = -100
 _CACHE_TEXTS = 2**18  # of sources and of targets; about 300 bytes each
@@ -125,6 +125,7 @@ class Collator:
             target_ids=target_ids,
             target_weights=torch.tensor([t.weight if t else 0.0 for t in targets], dtype=torch.float32),
             choice_ids=None if training else self._choices(examples, limits.target_tokens),  # type: ignore[arg-type]
+            item_ids=torch.tensor([_item_id(e.visual) for e in examples], dtype=torch.int64),
         )
 
     def num_target_tokens(self, task: str, examples: Sequence[Example], epoch_keys: Sequence[int]) -> int:
@@ -298,6 +299,11 @@ def shorten_video(rows: torch.Tensor, max_frames: int) -> torch.Tensor:
     flat = rows.permute(1, 2, 0).reshape(1, tokens * width, frames)
     pooled = torch.nn.functional.adaptive_max_pool1d(flat, max_frames)
     return pooled.reshape(tokens, width, max_frames).permute(2, 0, 1)
+
+
+def _item_id(visual: Visual) -> int:
+    """A number that rows with the same pictures or video share, and no others do (63 bits of a hash)."""
+    return stable_bits("item", repr((visual.images, visual.video, visual.span))) >> 65
 
 
 _NO_IDS = np.empty(0, dtype=np.int64)

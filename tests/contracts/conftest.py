@@ -25,6 +25,8 @@ FURTHER = (
 REFUSED = (
     ("clip_t5", "bitfit"),
     *((b, m) for b in ("clip_bart", "clip_t5") for m in ("probe", "uniadapter", "unitrans")),
+    # Heads are trained by pairs, not by answers; BLIP has no projection of features.
+    *(("blip", m) for m in ("probe", "projection")),
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -81,8 +81,14 @@ class BlipBackbone(Blip):
     *Source:* Li et al. 2022; differences: the code, and two pictures without a second branch of cross-attention.
     """
 
+    grounding: Callable[..., torch.Tensor] | None = None  # text with weighted frames, where a rule for that is handed in
     pixel_kinds = VISUAL_KINDS  # kinds of visual input of which `visual_tower` reads pixels
     encodes_parts = True  # tasks that share a batch are encoded one by one: they differ inside the vision transformer
+
+    @property
+    def has_pairs(self) -> bool:
+        """True with heads of contrast and matching."""
+        return self.parts.matching
 
     @property
     def widths(self) -> dict[str, int]:
@@ -160,6 +166,22 @@ class BlipBackbone(Blip):
 
     def look(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Image tokens (B, N, P, D) of a batch's pictures or frames, and which of them are there (B, N)."""
+        pixels, is_there = self.pixels(batch)
+        if self.grounding is not None:  # weights are over frames that are all there
+            pixels = self.every_frame(batch)
+            is_there = is_there.new_ones(pixels.shape[:2])
+        tokens = self.see(pixels)
+        scale = self.config.frame_order if batch.feature_kind == "frame" else self.config.picture_order
+        if scale and tokens.shape[1] > 1:
+            code = order_code(tokens.shape[1], tokens.shape[3], tokens.device) * scale
+            tokens = tokens + code.to(tokens.dtype)[None, :, None]
+        return tokens, is_there
+
+    def pixels(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pictures or frames (B, N, 3, H, W) of a batch, and which of them are there (B, N).
+
+        ConfigError for features that are no pixels of this model's size.
+        """
         side, features = self.vision_shape.image_size, batch.features
         rows, cells = len(features), side * side
         if features.shape[3] != 3 or features.shape[2] % cells or not features.shape[1]:
@@ -169,16 +191,25 @@ class BlipBackbone(Blip):
             )
         square = features.reshape(rows, -1, side, side, 3).permute(0, 1, 4, 2, 3)
         is_there = batch.feature_mask.reshape(rows, -1, cells)[..., 0]
-        tokens = self.see(square.to(self.vision.embed.cls.dtype))
-        scale = self.config.frame_order if batch.feature_kind == "frame" else self.config.picture_order
-        if scale and tokens.shape[1] > 1:
-            code = order_code(tokens.shape[1], tokens.shape[3], tokens.device) * scale
-            tokens = tokens + code.to(tokens.dtype)[None, :, None]
-        return tokens, is_there
+        return square.to(self.vision.embed.cls.dtype), is_there
+
+    def every_frame(self, batch: Batch) -> torch.Tensor:
+        """Pictures (B, N, 3, H, W) of a batch; of a video `config.frames`, where it has fewer each several times.
+
+        Contrast takes the mean over frames and matching reads them all, for which no frame may be missing.
+        """
+        pixels, is_there = self.pixels(batch)
+        if batch.feature_kind != "frame":
+            return pixels
+        places = torch.arange(self.config.frames, device=pixels.device)
+        index = places[None] * is_there.sum(1, keepdim=True) // self.config.frames
+        return pixels[torch.arange(len(pixels), device=pixels.device)[:, None], index]
 
     def _ground(self, batch: Batch, tokens: torch.Tensor, is_there: torch.Tensor) -> torch.Tensor:
         """Text with pictures or frames -> (B, S, D). Pictures are all there: no mask, for faster attention."""
         is_padded = batch.feature_kind == "frame"
+        if is_padded and self.grounding is not None:
+            return self.grounding(self, batch.source_ids, batch.source_mask, tokens)
         return self.fuse(batch.source_ids, batch.source_mask, tokens, is_there if is_padded else None)
 
     def _check_widths(self) -> None:

@@ -106,7 +106,8 @@ class BlipConfig:
     .safetensors file, or a folder or hub name of transformers. `tokenizer`: "tiny_blip" (bundled), a folder or a hub name.
     `visual`: kinds of visual input; empty means as the tasks of the run need. `frames` of a video, evenly spaced.
     `picture_order`, `frame_order`: size of the code without parameters that tells the second picture, or frame, from the
-    first (0: a row's pictures are a set, as published). `init_std` of random weights.
+    first (0: a row's pictures are a set, as published). `frame_weights`: how a text weighs the frames of a video, without
+    parameters (off, paper, cosine or as_coded; `mtvl.objectives.frames`). `init_std` of random weights.
     """
 
     name: str = "blip"
@@ -122,6 +123,7 @@ class BlipConfig:
     frames: int = 8
     picture_order: float = 0.5
     frame_order: float = 0.0
+    frame_weights: str = "off"
     init_std: float = 0.02
     init_seed: int = 0
 
