@@ -91,7 +91,7 @@ class OptimConfig:
     eps: float = 1e-8
     weight_decay: float = 0.01
     warmup_ratio: float = 0.1
-    schedule: str = "linear"  # linear | constant
+    schedule: str = "linear"  # linear | cosine | constant
     clip_norm: float = 5.0  # 0 = off; over all trained parameters together
     backbone_lr_scale: float = 1.0  # times lr: weights that a method trains and did not add (norms, visual embedding)
     tower: TowerOptimConfig = field(default_factory=TowerOptimConfig)
@@ -287,7 +287,7 @@ def validate(config: RunConfig) -> None:
     choices = {
         "mixture.law": (config.mixture.law, ("proportional", "equal", "temperature", "capped", "fixed")),
         "optim.name": (config.optim.name, ("adamw", "adamw_reference", "sgd")),
-        "optim.schedule": (config.optim.schedule, ("linear", "constant")),
+        "optim.schedule": (config.optim.schedule, ("linear", "cosine", "constant")),
         "train.precision": (config.train.precision, ("fp32", "bf16", "fp16")),
         "data.video_decoder": (config.data.video_decoder, ("auto", "decord", "torchcodec", "pyav")),
         "data.fill": (config.data.fill, ("eager", "lazy")),

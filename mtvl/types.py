@@ -198,7 +198,7 @@ class Batch:
 
 
 def kind_owner(kind: str) -> str:
-    """Owner of the parameters that only one kind of features uses; no task can be called so."""
+    """Owner of the parameters that only one kind of features, or of loss, uses; no task can be called so."""
     return f"{kind} features"
 
 

@@ -105,7 +105,7 @@ class Engine:
         self._agree(step, batches)
         if not self.module.training:
             self.deepspeed.train()
-        present = {b.task for b in batches} | {kind_owner(b.feature_kind) for b in batches}
+        present = {b.task for b in batches} | {kind_owner(k) for b in batches for k in (b.feature_kind, b.loss)}
         active = [g for g in self.groups if g.task is None or g.task in present]
         lr = learning_rate(step, self.config.optim, self.config.train.steps)
         self.optimizer.begin((g.name for g in active), lr)

@@ -27,9 +27,9 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def film(tmp_path: Path) -> Path:
     """Ten seconds at two frames a second, brighter with every second."""
-    file = tmp_path / "film.mkv"
+    file = tmp_path / "film.mp4"
     with av.open(str(file), "w") as container:
-        stream = container.add_stream("ffv1", rate=2)
+        stream = container.add_stream("mpeg4", rate=2)
         stream.width, stream.height, stream.pix_fmt = 16, 16, "yuv420p"
         for i in range(20):
             picture = np.full((16, 16, 3), 10 * (i // 2), np.uint8)

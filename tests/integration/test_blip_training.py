@@ -16,6 +16,7 @@ from mtvl.config import RunConfig, load_run_config
 from mtvl.engine import Engine
 from mtvl.errors import CheckpointError, ConfigError
 from mtvl.evaluate import evaluate
+from mtvl.model import build_model
 from mtvl.train import PAIRS, STOPPED_BY_SIGNAL, train
 
 RECIPE = Path(__file__).parents[2] / "launch" / "recipes" / "tiny_blip.yaml"
@@ -56,8 +57,20 @@ def test_every_kind_of_task_trains_in_one_run(straight: Path) -> None:
     found = records(straight)
     assert {r["task"] for r in found} == set(TASKS) and len(found) == 10
     assert all(torch.isfinite(torch.tensor(r["loss"])) and r["grad_norm"] > 0 and not r["skipped"] for r in found)
-    before = load_file(str(straight / "export" / "adapter.safetensors"))
-    assert not any(name.startswith("pairs.") for name in before)  # queue and teacher are of the training alone
+    trained = load_file(str(straight / "export" / "adapter.safetensors"))
+    assert not any(name.startswith("pairs.") for name in trained)  # queue and teacher are of the training alone
+
+
+def test_heads_move_in_steps_on_pairs_alone(recipe: Recipe, straight: Path, tmp_path: Path) -> None:
+    """Other steps leave them as they are, bit for bit, weight decay and moments included."""
+    before = build_model(recipe()).trainable()
+    trained = load_file(str(straight / "export" / "adapter.safetensors"))
+    heads = [n for n in before if n.startswith(("backbone.contrast.", "backbone.match.", "backbone.temperature."))]
+    assert len(heads) == 7 and not any(torch.equal(before[n], trained[n]) for n in heads)
+    train(recipe("train.steps=3", tasks=["vqa", "coco"]), tmp_path / "run")
+    others = load_file(str(tmp_path / "run" / "export" / "adapter.safetensors"))
+    still = {n for n in before if torch.equal(before[n], others[n])}
+    assert still == set(heads)
 
 
 def test_stopped_and_resumed_equals_straight(

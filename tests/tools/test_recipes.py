@@ -23,6 +23,7 @@ from mtvl.config import RunConfig, load_run_config, parse_section, read_yaml  # 
 from mtvl.engine import Engine  # noqa: E402
 from mtvl.errors import ConfigError  # noqa: E402
 from mtvl.model import make_plan  # noqa: E402
+from mtvl.tasks import task_names  # noqa: E402
 
 HEADERS = full_size_recipes()
 IMAGES, VIDEOS = ("vqa", "gqa", "nlvr2", "coco"), ("tvqa", "how2qa", "tvc", "yc2c")
@@ -51,7 +52,8 @@ def test_a_header_says_what_the_recipe_does(header: Header) -> None:
     assert (plan.num_trainable, plan.num_total) == (header.trained, header.total)
     assert header.percent == f"{100 * header.trained / header.total:.2f}"
     config = load_run_config(header.recipe)
-    assert config.tasks in (IMAGES, VIDEOS, IMAGES + VIDEOS)
+    is_blip = header.name.startswith("blip/")
+    assert config.tasks in (IMAGES, VIDEOS, IMAGES + VIDEOS) or (is_blip and set(config.tasks) <= set(task_names()))
     assert (RECIPES.parents[1] / config.engine.file).is_file()
     first = header.recipe.read_text().splitlines()[0]
     path = header.recipe.relative_to(RECIPES.parents[1])
