@@ -13,7 +13,7 @@ from mtvl import dist
 from mtvl.errors import ConfigError, EngineError, MtvlError
 from mtvl.model import Model
 from mtvl.retrieving import retrieve
-from mtvl.types import Batch, Decoding, Example, Prediction, Scores, Task, Tokenizer
+from mtvl.types import Batch, Decoding, Example, Prediction, Scores, Task, Tokenizer, wrap_target
 
 
 class Evaluator:
@@ -59,7 +59,7 @@ class Evaluator:
         if decoding.mode == "rank":
             scores = self.model.rank(batch, memory)
         else:
-            choices = [self.tokenizer.wrap_target(self.tokenizer.encode(c)) for c in decoding.choices]
+            choices = [wrap_target(self.tokenizer, self.tokenizer.encode(c)) for c in decoding.choices]
             scores = self.model.choose(batch, choices, memory)
         return [_best(uid, decoding.choices, row) for uid, row in zip(batch.uids, scores.tolist(), strict=True)]
 

@@ -101,7 +101,9 @@ class Model(nn.Module):
             raise PlanError("a batch that mixes tasks by example is for inference; train on batches of one task")
         if batch.loss == "pairs":
             if self.pairs is None:
-                raise PlanError("this model was not prepared for pairs; call begin_pairs before its first batch of them")
+                raise PlanError(
+                    "this model was not prepared for pairs; call begin_pairs before its first batch of them"
+                )
             return self.pairs(self.backbone, batch) * (batch.loss_weight / batch.denominator)
         logits = self.backbone.label_logits(self.backbone.encode(batch), batch.target_ids)
         losses = label_losses(logits, batch.target_ids, batch.label_smoothing)

@@ -28,7 +28,7 @@ from mtvl.checkpoint import (
     write_done,
 )
 from mtvl.config import RunConfig, TowerOptimConfig, to_plain
-from mtvl.data.schedule import Schedule, stable_bits
+from mtvl.data.schedule import Schedule, num_micro_steps, stable_bits
 from mtvl.engine import Engine, StepReport, peak_memory, start
 from mtvl.engine.settings import read_engine_file
 from mtvl.engine.state import read_tensors, write_tensors
@@ -36,7 +36,7 @@ from mtvl.errors import CheckpointError, ConfigError, EngineError
 from mtvl.evaluator import Evaluator
 from mtvl.export import added_rows, base_fingerprint, write_export
 from mtvl.loader import Loader
-from mtvl.model import build_model
+from mtvl.model import Model, build_model
 from mtvl.optim import parameter_groups
 from mtvl.report import JsonLines, Progress, Scalars
 from mtvl.tasks import TASKS_DIR, load_task
@@ -98,8 +98,7 @@ class Run:
         self.is_validating = config.train.validate_every > 0 or config.checkpoint.keep_best
         splits = ["train"] + (["val"] if self.is_validating else [])
         self.workspace.prepare([(task, split) for task in config.tasks for split in splits])
-        if any(task.loss == "pairs" for task in self.workspace.tasks.values()):
-            self.model.begin_pairs(config.pairs)
+        begin_pairs(config, self.model, self.workspace)
         examples = {task: self.workspace.examples(task, "train") for task in config.tasks}
         sizes = {task: len(rows) for task, rows in examples.items()}
         lengths = {t: [sum(len(s.text) for s in e.segments) for e in rows] for t, rows in examples.items()}
@@ -110,8 +109,6 @@ class Run:
             examples, self.workspace.tasks, schedule, self.workspace.collator, config, dist.rank(), dist.world_size()
         )
         self.say(self.model.plan.table())
-        if self.model.pairs is not None:
-            check_pairs(config, self.loader.micro_steps)
         groups = parameter_groups(
             self.model.trainable(),
             self.model.tasks_of_parameters(),
@@ -120,8 +117,6 @@ class Run:
             self.model.tower_parameters(),
         )
         self.engine = Engine(self.model, groups, config, self.loader.micro_steps)
-        if self.model.pairs is not None:
-            self.model.pairs.step.teacher.float()  # an average moves by less than bfloat16 can hold
         torch.manual_seed(
             stable_bits("dropout", config.seed, dist.rank()) % 2**63
         )  # the only use of the global generator
@@ -133,6 +128,8 @@ class Run:
 
     def resume(self, resume: str) -> None:
         """Load what `resume` asks for ("auto", "never", or a folder), or start fresh."""
+        if self.model.pairs is not None:
+            self.model.pairs.step.teacher.float()  # an average moves by less than bfloat16 can hold
         remove_unfinished(self.folder)
         if resume == "never" and find_resumable(self.folder):
             raise CheckpointError(f"{self.folder} already holds checkpoints; use --resume auto, or another --run")
@@ -264,9 +261,15 @@ def check_ranks(config: RunConfig) -> None:
             )
 
 
-def check_pairs(config: RunConfig, micro_steps: int) -> None:
-    """ConfigError where a task on pairs cannot be trained so: ranks exchange rows, and the teacher reads whole weights."""
-    pieces = micro_steps // config.mixture.slots * dist.world_size()
+def begin_pairs(config: RunConfig, model: Model, workspace: Workspace) -> None:
+    """Prepare `model` where a task is on pairs; ConfigError where it cannot be trained so.
+
+    Ranks exchange rows, and the teacher reads whole weights.
+    """
+    if all(task.loss != "pairs" for task in workspace.tasks.values()):
+        return
+    ranks = dist.world_size()
+    pieces = num_micro_steps(config.train.global_batch, config.train.micro_batch, ranks) * ranks
     if config.train.global_batch % pieces:
         raise ConfigError(
             f"a task of this run matches pictures with texts, so every rank needs as many rows: 'train.global_batch' "
@@ -277,6 +280,7 @@ def check_pairs(config: RunConfig, micro_steps: int) -> None:
             "a task of this run matches pictures with texts, and its teacher averages whole weights, which ZeRO-3 splits; use "
             "ZeRO-2 (engine.file=ds_configs/zero2.json)"
         )
+    model.begin_pairs(config.pairs)
 
 
 def check_recipe(config: RunConfig) -> None:

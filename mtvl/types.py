@@ -125,7 +125,9 @@ class Task(Protocol):
     primary: str
     decoding: Decoding
     limits: Limits
-    loss: str  # "sample_mean" (mean over tokens, then over the slot's samples), "token_mean" (over the slot's tokens), or
+    loss: (
+        str  # "sample_mean" (mean over tokens, then over the slot's samples), "token_mean" (over the slot's tokens), or
+    )
     # "pairs" (contrast and matching, mean over the slot's samples)
     label_smoothing: float
 
@@ -215,11 +217,14 @@ class Tokenizer(Protocol):
     def wrap(self, ids: Sequence[int]) -> list[int]:
         """`ids` with the special tokens that a source sequence of this backbone carries."""
 
-    def wrap_target(self, ids: Sequence[int]) -> list[int]:
-        """`ids` with those that an answer carries, at most as many."""
-
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens."""
+
+
+def wrap_target(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
+    """`ids` as an answer: by the tokenizer's own `wrap_target`, or as a source where answers are wrapped alike."""
+    wrapped: list[int] = getattr(tokenizer, "wrap_target", tokenizer.wrap)(ids)
+    return wrapped
 
 
 class ImageEncoder(Protocol):

@@ -62,7 +62,9 @@ def test_ranks_are_those_of_the_dense_matrices() -> None:
 
     with torch.no_grad():
         whole = Stub().collate("find", rows, training=False)
-        items = Stub().collate("find", [next(e for e in rows if e.uid.startswith(f"{i}_")) for i in range(7)], training=False)
+        items = Stub().collate(
+            "find", [next(e for e in rows if e.uid.startswith(f"{i}_")) for i in range(7)], training=False
+        )
         tokens = model.see(model.pixels(items)[0])
         vectors = model.text_features(model.read(whole.source_ids, whole.source_mask))
         similarity = model.image_features(tokens) @ vectors.T
@@ -85,11 +87,15 @@ def test_ranks_are_those_of_the_dense_matrices() -> None:
 def test_blocks_change_nothing() -> None:
     model, rows = build().double(), examples()
     decoding = Decoding(mode="retrieve", top=5)
-    assert retrieve(model, "find", decoding, rows, Stub(), 3, "cpu") == retrieve(model, "find", decoding, rows, Stub(), 64, "cpu")
+    assert retrieve(model, "find", decoding, rows, Stub(), 3, "cpu") == retrieve(
+        model, "find", decoding, rows, Stub(), 64, "cpu"
+    )
 
 
 def test_a_text_without_its_picture_among_the_best_is_behind_all_of_them() -> None:
     model = build()
     rows = [replace(e, segments=(Segment("question", f"{e.uid} words"),)) for e in examples()]
-    ranks = {p.scores["text_rank"] for p in retrieve(model, "find", Decoding(mode="retrieve", top=1), rows, Stub(), 8, "cpu")}
+    ranks = {
+        p.scores["text_rank"] for p in retrieve(model, "find", Decoding(mode="retrieve", top=1), rows, Stub(), 8, "cpu")
+    }
     assert ranks == {1.0, 1 + 1 + (6 - 1) / 2}  # one ahead, six that tie

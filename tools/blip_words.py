@@ -29,7 +29,9 @@ def main() -> int:
     texts = corpus(scenes_of(args.seed, 3000), episodes_of(args.seed, 1500), args.seed)
     train_word_pieces(texts, args.out / "tokenizer.json", args.pieces)
     tokenizer = load_blip_tokenizer(str(args.out))
-    print(f"{args.out}: {len(tokenizer)} ids; set backbone.text.vocab={len(tokenizer)}, backbone.text.eos_id={tokenizer.eos_id}")
+    print(
+        f"{args.out}: {len(tokenizer)} ids; set backbone.text.vocab={len(tokenizer)}, backbone.text.eos_id={tokenizer.eos_id}"
+    )
     return 0
 
 

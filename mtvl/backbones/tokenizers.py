@@ -39,10 +39,6 @@ class TextTokenizer:
         """`ids` with the family's special tokens."""
         raise NotImplementedError
 
-    def wrap_target(self, ids: Sequence[int]) -> list[int]:
-        """`ids` as an answer: as a source is wrapped, unless a family does otherwise."""
-        return self.wrap(ids)
-
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens dropped."""
         return str(self.raw.decode(list(ids), skip_special_tokens=True)).strip()

@@ -15,7 +15,7 @@ import torch
 
 from mtvl.data.schedule import stable_bits
 from mtvl.errors import ConfigError, DataError, near_names
-from mtvl.types import KEEP, Batch, Example, Limits, Segment, Target, Tokenizer, Visual
+from mtvl.types import KEEP, Batch, Example, Limits, Segment, Target, Tokenizer, Visual, wrap_target
 
 IGNORE = -100
 _CACHE_TEXTS = 2**18  # of sources and of targets; about 300 bytes each
@@ -208,7 +208,7 @@ class Collator:
     def _encode_target(self, text: str, limit: int) -> Encoded:
         ids = self._tokens(text)
         kept = ids[: limit - self._tokenizer.num_special] if limit else ids
-        return Encoded(np.array(self._tokenizer.wrap_target(kept), dtype=np.int64), len(ids) - len(kept), 0)
+        return Encoded(np.array(wrap_target(self._tokenizer, kept), dtype=np.int64), len(ids) - len(kept), 0)
 
     def _pad(self, rows: Sequence[np.ndarray], fill: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Right-padded ids (B, longest) int64 and their mask (bool); at least one column."""

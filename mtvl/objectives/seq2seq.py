@@ -20,9 +20,7 @@ def label_losses(logits: torch.Tensor, target_ids: torch.Tensor, smoothing: floa
     `smoothing` of the weight is spread over the whole vocabulary.
     """
     labels = target_ids != -100
-    flat = nn.functional.cross_entropy(
-        logits.float(), target_ids[labels], reduction="none", label_smoothing=smoothing
-    )
+    flat = nn.functional.cross_entropy(logits.float(), target_ids[labels], reduction="none", label_smoothing=smoothing)
     return torch.zeros(target_ids.shape, dtype=flat.dtype, device=flat.device).masked_scatter(labels, flat)
 
 

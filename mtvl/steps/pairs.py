@@ -56,9 +56,7 @@ class PairsLoss(nn.Module):
     def resume(self, state: Mapping[str, torch.Tensor]) -> None:
         """Go on from a saved `state_dict`; CheckpointError unless it is of the same queue and teacher."""
         own = self.state_dict()
-        wrong = sorted(
-            {n for n in {*own, *state} if n not in own or n not in state or own[n].shape != state[n].shape}
-        )
+        wrong = sorted({n for n in {*own, *state} if n not in own or n not in state or own[n].shape != state[n].shape})
         if wrong:
             raise CheckpointError(f"queue and teacher of the checkpoint are others than this run's, e.g. {wrong[:3]}")
         for name, tensor in own.items():

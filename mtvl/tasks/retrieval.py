@@ -10,7 +10,10 @@ from mtvl.errors import DataError
 from mtvl.tasks.base import BaseTask, match
 from mtvl.types import Example, Prediction, Scores, Segment, Target, Visual
 
-RANKS = ("text_rank", "item_rank")  # scores of a prediction: of its picture for its text, and of its picture's best text
+RANKS = (
+    "text_rank",
+    "item_rank",
+)  # scores of a prediction: of its picture for its text, and of its picture's best text
 RECALLS = (1, 5, 10)
 
 

@@ -100,7 +100,7 @@ class _Task:
 class _Ids:
     """A tokenizer that leaves ids as they are."""
 
-    def wrap_target(self, ids: list[int]) -> list[int]:
+    def wrap(self, ids: list[int]) -> list[int]:
         return [0, *ids, 2]
 
     def encode(self, text: str) -> list[int]:

@@ -35,9 +35,6 @@ class WordTokenizer:
     def wrap(self, ids: Sequence[int]) -> list[int]:
         return [0, *ids, self.eos_id]
 
-    def wrap_target(self, ids: list[int]) -> list[int]:
-        return self.wrap(ids)
-
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(self.words[i - 10] for i in ids if i >= 10)
 

@@ -30,9 +30,9 @@ def film(tmp_path: Path) -> Path:
     file = tmp_path / "film.mp4"
     with av.open(str(file), "w") as container:
         stream = container.add_stream("mpeg4", rate=2)
-        stream.width, stream.height, stream.pix_fmt = 16, 16, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for i in range(20):
-            picture = np.full((16, 16, 3), 10 * (i // 2), np.uint8)
+            picture = np.full((48, 64, 3), 10 * (i // 2), np.uint8)
             for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
                 container.mux(packet)
         for packet in stream.encode():

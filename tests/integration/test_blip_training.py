@@ -161,4 +161,6 @@ def test_captions_of_the_published_model_begin_behind_a_prompt(recipe: Recipe, t
     texts = [json.loads(line)["text"] for line in (tmp_path / "run/predictions/coco.jsonl").read_text().splitlines()]
     assert not any(text.startswith("a picture of") for text in texts)
     with pytest.raises(ConfigError, match="leaves no room"):
-        evaluate(tmp_path / "run", ["coco"], overrides=["task.coco.decoding.max_tokens=4", "task.coco.decoding.min_tokens=0"])
+        evaluate(
+            tmp_path / "run", ["coco"], overrides=["task.coco.decoding.max_tokens=4", "task.coco.decoding.min_tokens=0"]
+        )

@@ -47,12 +47,14 @@ def test_recalls_of_both_directions(root: Path) -> None:
     task = load_task("flickr30k", root=root)
     examples = task.examples("test")
     ranks = [(1.0, 2.0), (7.0, 2.0), (3.0, 12.0)]
-    given = [
-        Prediction(e.uid, "", {"text_rank": a, "item_rank": b}) for e, (a, b) in zip(examples, ranks, strict=True)
-    ]
+    given = [Prediction(e.uid, "", {"text_rank": a, "item_rank": b}) for e, (a, b) in zip(examples, ranks, strict=True)]
     scores = task.score(given, examples)
     third = pytest.approx(100 / 3)
-    assert (scores.metrics["ir1"], scores.metrics["ir5"], scores.metrics["ir10"]) == (third, pytest.approx(200 / 3), 100)
+    assert (scores.metrics["ir1"], scores.metrics["ir5"], scores.metrics["ir10"]) == (
+        third,
+        pytest.approx(200 / 3),
+        100,
+    )
     assert (scores.metrics["tr1"], scores.metrics["tr5"], scores.metrics["tr10"]) == (0, 50, 50)
     assert scores.metrics["r_mean"] == pytest.approx((200 / 3 + 100 / 3) / 2)
     assert (scores.metrics["tr_median"], scores.metrics["ir_median"], scores.metrics["num_items"]) == (7, 3, 2)
@@ -74,7 +76,9 @@ def test_a_paragraph_is_all_texts_of_a_video(tmp_path: Path) -> None:
     assert example.visual.span is None
 
 
-@pytest.mark.parametrize("rows", [[{"image": "a/1.png", "caption": []}], [{"image": "a/1.png", "caption": [3]}], [{"image": "a/1.png"}]])
+@pytest.mark.parametrize(
+    "rows", [[{"image": "a/1.png", "caption": []}], [{"image": "a/1.png", "caption": [3]}], [{"image": "a/1.png"}]]
+)
 def test_files_without_texts_are_named(rows: list[dict], root: Path) -> None:
     write(root / "flickr30k", {"flickr30k_test": rows})
     with pytest.raises(DataError, match=r"flickr30k_test\.json.*caption"):

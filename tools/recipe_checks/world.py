@@ -72,10 +72,13 @@ def make_pixel_world(root: Path, miniworld: Path, say: Callable[[str], None]) ->
     for benchmark in ("msrvtt", "didemo"):
         for i, file in enumerate(videos):
             _link(root / "videos" / benchmark / f"video{i}{file.suffix}", file)
-    shown = [{"image": f"images/{i}{file.suffix}", "caption": f"picture {i} of a set"} for i, file in enumerate(pictures)]
+    shown = [
+        {"image": f"images/{i}{file.suffix}", "caption": f"picture {i} of a set"} for i, file in enumerate(pictures)
+    ]
     filmed = [{"video": f"video{i}{file.suffix}", "caption": f"video {i} of a set"} for i, file in enumerate(videos)]
     asked = [
-        {"id": i, "video_id": i, "question": "what is it?", "answer": "a set", "category_id": 0} for i in range(len(videos))
+        {"id": i, "video_id": i, "question": "what is it?", "answer": "a set", "category_id": 0}
+        for i in range(len(videos))
     ]
     for split in ("train", "val", "test"):
         _write_json(root / "flickr30k" / f"flickr30k_{split}.json", shown)

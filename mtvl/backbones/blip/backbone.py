@@ -42,7 +42,9 @@ class Memory:
     def join(memories: Sequence[Memory]) -> Memory:
         """The rows of all, padded to the longest; ConfigError where their answers begin differently."""
         if len({m.prefix for m in memories}) > 1:
-            raise ConfigError("tasks whose answers begin with different prompts cannot share a batch; set evaluate.mixed=false")
+            raise ConfigError(
+                "tasks whose answers begin with different prompts cannot share a batch; set evaluate.mixed=false"
+            )
         most = max(m.mask.shape[1] for m in memories)
         pad = torch.nn.functional.pad
         hidden = [pad(m.hidden, (0, 0, 0, most - m.hidden.shape[1])) for m in memories]
@@ -81,7 +83,9 @@ class BlipBackbone(Blip):
     *Source:* Li et al. 2022; differences: the code, and two pictures without a second branch of cross-attention.
     """
 
-    grounding: Callable[..., torch.Tensor] | None = None  # text with weighted frames, where a rule for that is handed in
+    grounding: Callable[..., torch.Tensor] | None = (
+        None  # text with weighted frames, where a rule for that is handed in
+    )
     pixel_kinds = VISUAL_KINDS  # kinds of visual input of which `visual_tower` reads pixels
     encodes_parts = True  # tasks that share a batch are encoded one by one: they differ inside the vision transformer
 
@@ -95,7 +99,9 @@ class BlipBackbone(Blip):
         """Channels of each kind of visual input, in a fixed order."""
         kinds = self.config.visual or VISUAL_KINDS[:1]
         if unknown := [kind for kind in kinds if kind not in VISUAL_KINDS]:
-            raise ConfigError(f"unknown kind {unknown[0]!r} in 'backbone.visual'; {near_names(unknown[0], VISUAL_KINDS)}")
+            raise ConfigError(
+                f"unknown kind {unknown[0]!r} in 'backbone.visual'; {near_names(unknown[0], VISUAL_KINDS)}"
+            )
         return dict.fromkeys(kinds, 3)
 
     @property
