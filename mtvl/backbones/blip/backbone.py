@@ -90,11 +90,6 @@ class BlipBackbone(Blip):
     encodes_parts = True  # tasks that share a batch are encoded one by one: they differ inside the vision transformer
 
     @property
-    def has_pairs(self) -> bool:
-        """True with heads of contrast and matching."""
-        return self.parts.matching
-
-    @property
     def widths(self) -> dict[str, int]:
         """Channels of each kind of visual input, in a fixed order."""
         kinds = self.config.visual or VISUAL_KINDS[:1]
@@ -133,10 +128,6 @@ class BlipBackbone(Blip):
     def added_rows(self) -> dict[str, int]:
         """None: every row of a table is in the public checkpoints."""
         return {}
-
-    def parts_of_kinds(self) -> dict[str, str]:
-        """Begin of the names of parameters that only one kind of batch trains -> that kind (of features, or of loss)."""
-        return {"contrast.": "pairs", "match.": "pairs", "temperature.": "pairs"}
 
     # ---- running ------------------------------------------------------------------------------------------------
 

@@ -128,6 +128,15 @@ class Blip(nn.Module):
         """Every module with parameters, tied ones once, and the hooks."""
         return site_table(self)
 
+    @property
+    def has_pairs(self) -> bool:
+        """True with heads of contrast and matching."""
+        return self.parts.matching
+
+    def parts_of_kinds(self) -> dict[str, str]:
+        """Begin of the names of parameters that only one kind of batch trains -> that kind (of features, or of loss)."""
+        return {"contrast.": "pairs", "match.": "pairs", "temperature.": "pairs"}
+
     def set_recompute(self, enabled: bool, contexts: Callable[[], tuple[Any, Any]] = noop_context_fn) -> None:
         """Switch activation recompute in every block; `contexts` is torch's `context_fn`."""
         for module in self.modules():
