@@ -164,3 +164,19 @@ def test_captions_of_the_published_model_begin_behind_a_prompt(recipe: Recipe, t
         evaluate(
             tmp_path / "run", ["coco"], overrides=["task.coco.decoding.max_tokens=4", "task.coco.decoding.min_tokens=0"]
         )
+
+
+def test_pretraining_adds_the_loss_of_writing_the_text(recipe: Recipe, tmp_path: Path) -> None:
+    """Contrast, matching, agreement of rankings and language on one pass of the vision transformer."""
+    found = {}
+    for name, extra in {
+        "pairs": [],
+        "agreement": ["pairs.agreement=1.0"],
+        "language": ["pairs.language=1.0"],
+        "all_ranks": ["pairs.all_ranks=true", "pairs.targets=ids"],
+    }.items():
+        config = recipe("backbone.kind=pretrain", "train.steps=1", *extra, tasks=["coco_retrieval"])
+        assert train(config, tmp_path / name).code == 0
+        found[name] = records(tmp_path / name)[0]["loss"]
+    assert found["language"] > found["pairs"] + 1 and found["agreement"] > found["pairs"]
+    assert found["all_ranks"] == found["pairs"]  # of one rank
