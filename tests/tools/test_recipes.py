@@ -68,7 +68,7 @@ def test_every_published_row_has_a_recipe() -> None:
 
 def test_published_settings() -> None:
     """Learning rates, and which rows have words before the text, as the released scripts have them."""
-    configs = {h.recipe.stem: load_run_config(h.recipe) for h in HEADERS}
+    configs = {h.recipe.stem: load_run_config(h.recipe) for h in HEADERS if not h.name.startswith("blip/")}
     rates = {name: config.optim.lr for name, config in configs.items()}
     assert rates["table1_full"] == rates["table2_full"] == 1e-4
     assert {n for n, lr in rates.items() if n.startswith("table1") and lr == 3e-4} == {
@@ -93,6 +93,30 @@ def test_published_settings() -> None:
         assert (config.optim.name, config.optim.eps, config.optim.weight_decay, config.optim.clip_norm) == (
             "adamw_reference", 1e-6, 0.01, 5.0,
         )  # fmt: skip
+
+
+def test_published_settings_of_blip() -> None:
+    """Batches, rates, sizes of pictures and frames; the length is whole epochs of the published sizes."""
+    configs = {h.recipe.stem: load_run_config(h.recipe) for h in HEADERS if h.name.startswith("blip/")}
+    found = {n: (c.optim.lr, c.train.global_batch, c.backbone["image_size"]) for n, c in configs.items()}
+    assert found.pop("uniadapter_joint") == (1e-4, 128, 384)
+    assert found == {
+        "base_coco_retrieval": (1e-5, 256, 384), "large_coco_retrieval": (5e-6, 128, 384), "base_flickr30k": (1e-5, 256, 384),
+        "base_caption": (1e-5, 256, 384), "large_caption": (2e-6, 128, 384), "base_vqa": (2e-5, 256, 480),
+        "uniadapter_r128_coco_retrieval": (1e-5, 256, 384), "uniadapter_r512_coco_retrieval": (1e-5, 256, 384),
+        "uniadapter_r128_large_coco_retrieval": (1e-5, 128, 384), "uniadapter_r512_flickr30k": (1e-5, 256, 384),
+        "uniadapter_r512_msrvtt": (1e-5, 64, 224), "uniadapter_r512_didemo": (1e-5, 64, 224),
+        "uniadapter_r512_vqa": (2e-5, 128, 480), "uniadapter_r512_msrvtt_qa": (2e-5, 24, 384),
+        "unitrans_r64_coco_retrieval": (1e-5, 128, 384), "unitrans_r64_flickr30k": (1e-4, 128, 384),
+        "unitrans_r64_vqa": (2e-5, 128, 384),
+    }  # fmt: skip
+    sizes = {"coco_retrieval": 566_747, "flickr30k": 145_000, "coco": 566_747, "vqa": 443_757, "msrvtt": 180_000,
+             "didemo": 8_395, "msrvtt_qa": 158_581}  # fmt: skip
+    for name, config in configs.items():
+        assert (config.optim.weight_decay, config.optim.schedule) == (0.05, "cosine"), name
+        if len(config.tasks) == 1:
+            epochs = config.train.steps * config.train.global_batch / sizes[config.tasks[0]]
+            assert round(epochs) in (5, 6, 10) and abs(epochs - round(epochs)) < 0.01, name
 
 
 HEADER = (
@@ -124,7 +148,7 @@ def test_recipes_are_chosen_by_patterns() -> None:
     assert [h.recipe.stem for h in chosen(["table4_*"])] == [
         "table4_adapter_single", "table4_full", "table4_lora_single", "table4_prompt_single",
     ]  # fmt: skip
-    assert chosen(["clip_bart_joint", "vl_adapter/table2_full"]) == chosen(["*joint", "table2*"])
+    assert chosen(["clip_bart_joint", "vl_adapter/table2_full"]) == chosen(["clip_bart_j*", "table2*"])
     with pytest.raises(
         ConfigError, match="no full-size recipe fits 'table1_ful'; did you mean 'vl_adapter/table1_full'"
     ):
