@@ -213,9 +213,10 @@ def run_methods(arguments: Sequence[str]) -> int:
     )
     _recipe_arguments(parser)
     args = parser.parse_intermixed_args(arguments)
-    from mtvl.compare.methods import methods_table
+    from mtvl.compare.methods import matrix_table, methods_table
 
     print(methods_table(args.recipe, args.tasks, args.overrides))
+    print(f"\nways of sharing over tasks (petl.share) by backbone\n{matrix_table()}")
     return 0
 
 

@@ -94,10 +94,31 @@ class OptimConfig:
     eps: float = 1e-8
     weight_decay: float = 0.01
     warmup_ratio: float = 0.1
-    schedule: str = "linear"  # linear | constant
+    schedule: str = "linear"  # linear | cosine | constant
     clip_norm: float = 5.0  # 0 = off; over all trained parameters together
     backbone_lr_scale: float = 1.0  # times lr: weights that a method trains and did not add (norms, visual embedding)
     tower: TowerOptimConfig = field(default_factory=TowerOptimConfig)
+
+
+@dataclass(frozen=True)
+class PairsConfig:
+    """Contrast and matching of pictures (or videos) with texts, for tasks whose loss is "pairs".
+
+    `queue_size` and `momentum` of the teacher; `alpha` is its share in the targets, reached after `ramp_steps`
+    micro-batches. `targets`, `all_ranks`, `smoothing`, `agreement` and `agreement_temperature` as in
+    `mtvl.steps.retrieval.RetrievalOptions`. `language`: weight of the loss of writing the text from the picture.
+    """
+
+    queue_size: int = 57600
+    momentum: float = 0.995
+    alpha: float = 0.4
+    ramp_steps: int = 0
+    targets: str = "ids"  # ids | diagonal
+    all_ranks: bool = False
+    smoothing: float = 0.0
+    agreement: float = 0.0
+    agreement_temperature: float = 0.0
+    language: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -140,6 +161,7 @@ class RunConfig:
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    pairs: PairsConfig = field(default_factory=PairsConfig)
     backbone: dict[str, Any] = field(default_factory=lambda: {"name": NAMED_SECTIONS["backbone"]})
     petl: dict[str, Any] = field(default_factory=lambda: {"name": NAMED_SECTIONS["petl"]})
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -269,7 +291,7 @@ def validate(config: RunConfig) -> None:
     choices = {
         "mixture.law": (config.mixture.law, ("proportional", "equal", "temperature", "capped", "fixed")),
         "optim.name": (config.optim.name, ("adamw", "adamw_reference", "sgd")),
-        "optim.schedule": (config.optim.schedule, ("linear", "constant")),
+        "optim.schedule": (config.optim.schedule, ("linear", "cosine", "constant")),
         "train.precision": (config.train.precision, ("fp32", "bf16", "fp16")),
         "data.video_decoder": (config.data.video_decoder, ("auto", "decord", "torchcodec", "pyav")),
         "data.fill": (config.data.fill, ("eager", "lazy")),
@@ -316,12 +338,16 @@ def _check_numbers(config: RunConfig) -> None:
         "data.workers": config.data.workers, "data.max_examples": config.data.max_examples,
         "train.stuck_seconds": config.train.stuck_seconds, "train.validate_every": config.train.validate_every, "train.validate_examples": config.train.validate_examples,
         "optim.clip_norm": config.optim.clip_norm, "optim.weight_decay": config.optim.weight_decay,
-        "optim.backbone_lr_scale": config.optim.backbone_lr_scale,
+        "optim.backbone_lr_scale": config.optim.backbone_lr_scale, "pairs.ramp_steps": config.pairs.ramp_steps,
+        "pairs.smoothing": config.pairs.smoothing, "pairs.agreement": config.pairs.agreement,
+        "pairs.language": config.pairs.language, "pairs.agreement_temperature": config.pairs.agreement_temperature,
         "evaluate.num_beams": config.evaluate.num_beams, "optim.tower.lr": config.optim.tower.lr,
     }  # fmt: skip
     for key, number in not_negative.items():
         if not number >= 0:
             raise ConfigError(f"'{key}' must be 0 or above, found {number}")
+    if not 0 <= config.pairs.alpha <= 1:
+        raise ConfigError(f"'pairs.alpha' must lie in 0..1, found {config.pairs.alpha}")
     if not 0 <= config.optim.warmup_ratio <= 1:
         raise ConfigError(f"'optim.warmup_ratio' must lie in 0..1, found {config.optim.warmup_ratio}")
 

@@ -121,8 +121,9 @@ def _evaluate_model(
     for name, task in workspace.tasks.items():
         examples = workspace.examples(name, split)
         is_public = all(e.references for e in examples)
-        constant = _constant(workspace, name, examples) if baselines and is_public and dist.is_main() else None
-        predicted = mixed[name] if mixed else _predict(workspace, evaluator, config, name, split)
+        is_wanted = baselines and is_public and task.has_constant and dist.is_main()
+        constant = _constant(workspace, name, examples) if is_wanted else None
+        predicted = mixed[name] if name in mixed else _predict(workspace, evaluator, config, name, split)
         if predictions is not None and dist.is_main():  # before scoring: a split without public answers ends there
             _write_predictions(predictions / f"{name}.jsonl", predicted)
             _write_result_file(predictions.parent / "results", task, predicted, examples, split)
@@ -142,6 +143,8 @@ def _predict(
 ) -> list[Prediction]:  # fmt: skip
     """Predictions of one task, in batches of its own."""
     task, examples = workspace.tasks[name], workspace.examples(name, split)
+    if task.decoding.mode == "retrieve":
+        return evaluator.retrieve(task, examples, workspace.collator, config.evaluate.batch, workspace.say)
     progress = Progress(f"evaluate {name}", -(-len(examples) // dist.world_size()), quiet=not dist.is_main())
     ranks = dist.rank(), dist.world_size()
     batches = evaluation_batches(workspace.collator, task, examples, config.evaluate.batch, *ranks)
@@ -152,7 +155,8 @@ def _predict_mixed(
     workspace: Workspace, evaluator: Evaluator, config: RunConfig, split: str
 ) -> dict[str, list[Prediction]]:  # fmt: skip
     """Predictions of all tasks at once, in batches that mix them by example."""
-    examples = {name: workspace.examples(name, split) for name in workspace.tasks}
+    alone = {n for n, task in workspace.tasks.items() if task.decoding.mode == "retrieve"}  # among all of their split
+    examples = {name: workspace.examples(name, split) for name in workspace.tasks if name not in alone}
     count = sum(map(len, examples.values()))
     progress = Progress("evaluate, tasks mixed", -(-count // dist.world_size()), quiet=not dist.is_main())
     pad, ranks = workspace.tokenizer.pad_id, (dist.rank(), dist.world_size())

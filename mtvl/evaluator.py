@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from mtvl import dist
-from mtvl.errors import EngineError, MtvlError
+from mtvl.errors import ConfigError, EngineError, MtvlError
 from mtvl.model import Model
-from mtvl.types import Batch, Decoding, Example, Prediction, Scores, Task, Tokenizer
+from mtvl.retrieving import retrieve
+from mtvl.types import Batch, Decoding, Example, Prediction, Scores, Task, Tokenizer, wrap_target
 
 Run = Callable[[Batch, Callable[[], None]], None]
 
@@ -67,10 +68,12 @@ class Evaluator:
         if decoding.mode == "generate":
             ids = self.model.generate(batch, decoding, memory).tolist()
             return [Prediction(uid, self.tokenizer.decode(row)) for uid, row in zip(batch.uids, ids, strict=True)]
+        if decoding.mode == "retrieve":
+            raise ConfigError("a retrieval task answers over a whole split, not for one batch; evaluate it")
         if decoding.mode == "rank":
             scores = self.model.rank(batch, memory)
         else:
-            choices = [self.tokenizer.wrap(self.tokenizer.encode(c)) for c in decoding.choices]
+            choices = [wrap_target(self.tokenizer, self.tokenizer.encode(c)) for c in decoding.choices]
             scores = self.model.choose(batch, choices, memory)
         return [_best(uid, decoding.choices, row) for uid, row in zip(batch.uids, scores.tolist(), strict=True)]
 
@@ -106,6 +109,24 @@ class Evaluator:
                 if progress:
                     progress(sum(map(len, own.values())))
         return {name: _gathered(name, own[name], rows) for name, rows in examples.items()}
+
+    def retrieve(
+        self, task: Task, examples: Sequence[Example], collator: Any, batch: int,
+        say: Callable[[str], None] | None = None,
+    ) -> list[Prediction]:  # fmt: skip
+        """Ranks of texts and their pictures (or videos) among all `examples`, in their order; see `mtvl.retrieving`."""
+        if not self.model.backbone.has_pairs:
+            raise ConfigError(
+                f"task '{task.name}' matches pictures with texts, for which this backbone has no heads; use backbone.name=blip "
+                "with backbone.kind joint, retrieval or pretrain"
+            )
+        with self._evaluating():
+            self.model.set_task(task.name)
+            own = retrieve(
+                self.model.backbone, task.name, task.decoding, examples, collator, batch, self.device,
+                say if dist.is_main() else None,
+            )  # fmt: skip
+        return _gathered(task.name, own, examples)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

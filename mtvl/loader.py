@@ -120,7 +120,8 @@ class Loader:
         return {"tasks": tasks, "warnings": warnings}
 
     def _slot_batches(self, slot: Slot) -> Iterator[Batch]:
-        rows, loss = self._examples[slot.task], self._tasks[slot.task].loss
+        task, rows = self._tasks[slot.task], self._examples[slot.task]
+        loss = task.loss
         denominator = float(len(slot.ids))
         if loss == "token_mean":
             tokens = self._collator.num_target_tokens(slot.task, [rows[i] for i in slot.ids], slot.epochs)
@@ -132,7 +133,9 @@ class Loader:
             batch = self._collator.collate(slot.task, chosen, epoch_keys=piece.epochs, training=True)
             if piece.is_filler:
                 batch = without_rows(batch, range(len(batch.uids)))
-            yield replace(batch, loss=loss, denominator=denominator, loss_weight=weight)
+            yield replace(
+                batch, loss=loss, label_smoothing=task.label_smoothing, denominator=denominator, loss_weight=weight
+            )
 
 
 def evaluation_batches(

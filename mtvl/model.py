@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from mtvl.backbones import BACKBONES
-from mtvl.config import RunConfig, parse_section
-from mtvl.errors import PlanError
+from mtvl.config import PairsConfig, RunConfig, parse_section
+from mtvl.errors import ConfigError, PlanError
 from mtvl.objectives.answers import soft_answer_losses
 from mtvl.objectives.seq2seq import label_losses, loss_sum, token_losses
 from mtvl.petl import METHODS
 from mtvl.petl.apply import apply_plan, merge_plan, owner_of, unmerge_plan
 from mtvl.petl.plan import Plan
+from mtvl.steps.pairs import PairsLoss
+from mtvl.steps.retrieval import check_frame_rule, ground
 from mtvl.tasks import TASKS_DIR
 from mtvl.tasks.visual import with_visual
 from mtvl.types import Batch, Decoding, kind_owner
@@ -32,6 +35,23 @@ class Model(nn.Module):
         self.active = apply_plan(backbone, plan, method, seed)
         self.backbone = backbone
         self.is_merged = False
+        self.pairs: PairsLoss | None = None
+        rule = getattr(backbone.config, "frame_weights", "off")
+        if rule != "off":
+            check_frame_rule(backbone, rule)
+            backbone.grounding = partial(ground, rule=rule)
+
+    def begin_pairs(self, config: PairsConfig) -> None:
+        """Give the model what tasks on pairs train with: a queue and a teacher of what is trained now.
+
+        ConfigError for a backbone without heads of contrast and matching.
+        """
+        if not self.backbone.has_pairs:
+            raise ConfigError(
+                "a task of this run matches pictures with texts, for which the backbone needs heads of contrast and matching; "
+                "set backbone.name=blip with backbone.kind joint, retrieval or pretrain"
+            )
+        self.pairs = PairsLoss(self.backbone, config)
 
     def set_task(self, name: str) -> None:
         """Make `name` the active task until the next call (recompute in backward included)."""
@@ -87,12 +107,18 @@ class Model(nn.Module):
             return batch.target_weights
         if batch.parts:
             raise PlanError("a batch that mixes tasks by example is for inference; train on batches of one task")
+        if batch.loss == "pairs":
+            if self.pairs is None:
+                raise PlanError(
+                    "this model was not prepared for pairs; call begin_pairs before its first batch of them"
+                )
+            return self.pairs(self.backbone, batch) * (batch.loss_weight / batch.denominator)
         memory = self.backbone.encode(batch)
         if batch.answer_scores.shape[1] and not self.backbone.answers.are_exclusive(batch.task):
             total = soft_answer_losses(self.backbone.answer_logits(memory), batch.answer_scores).sum()
             return total * (batch.loss_weight / batch.denominator)
         logits = self.backbone.label_logits(memory, batch.target_ids)
-        losses = label_losses(logits, batch.target_ids)
+        losses = label_losses(logits, batch.target_ids, batch.label_smoothing)
         total = loss_sum(losses, batch.target_ids, batch.target_weights, batch.loss)
         return total * (batch.loss_weight / batch.denominator)
 
@@ -103,6 +129,13 @@ class Model(nn.Module):
     @torch.no_grad()
     def encode(self, batch: Batch) -> Any:
         """The backbone's memory of `batch`; of one that mixes tasks, each row under its own task, which then stay set."""
+        if batch.parts and self.backbone.encodes_parts:
+            memories = []
+            for part in batch.parts:
+                self.set_task(part.task)
+                memories.append(self.backbone.encode(part))
+            self.set_rows(batch.row_tasks)
+            return memories[0].join(memories)
         if batch.parts:
             self.set_rows(batch.row_tasks)
         return self.backbone.encode(batch)
@@ -147,18 +180,14 @@ class Model(nn.Module):
     def tasks_of_parameters(self) -> dict[str, str | None]:
         """Task that owns each trained parameter; None where it is shared by all.
 
-        In a model of pictures and videos a projection belongs to the tasks with its kind of features (`kind_owner`): it
-        is idle in the steps of the others, and has to stand still there as a task's own parts do.
+        What only one kind of batch trains (`parts_of_kinds`: a projection of frames, heads of contrast) belongs to that
+        kind (`kind_owner`): it is idle in the steps of the others, and has to stand still there as a task's parts do.
         """
         owners: dict[str, str | None] = dict(owner_of(self.plan))
-        kinds = list(getattr(self.backbone, "widths", ()))
-        for name in self.trainable() if len(kinds) > 1 else ():
-            for kind in kinds:
-                if name.startswith(f"backbone.visual.features.{kind}."):
-                    owners[name.removeprefix("backbone.")] = kind_owner(kind)
-            if name.startswith("backbone.visual_tower."):
-                owners[name.removeprefix("backbone.")] = kind_owner("grid")
-        return {n: owners.get(n.removeprefix("backbone.")) for n in self.trainable()}
+        names = {n: n.removeprefix("backbone.") for n in self.trainable()}
+        for begin, kind in self.backbone.parts_of_kinds().items():
+            owners |= {name: kind_owner(kind) for name in names.values() if name.startswith(begin)}
+        return {n: owners.get(name) for n, name in names.items()}
 
 
 def make_method(petl: dict[str, Any], *, paper_compat: bool = False) -> Any:

@@ -37,16 +37,21 @@ class ParameterGroup:
 
 
 def learning_rate(step: int, config: OptimConfig, total_steps: int) -> float:
-    """Learning rate of optimizer step `step` (from 0): linear warm-up, then linear to zero at `total_steps`, or constant.
+    """Learning rate of optimizer step `step` (from 0): linear warm-up, then linear or by half a
+    cosine to zero at `total_steps`, or constant.
 
     The first step of a warm-up has rate 0 and the warm-up lasts floor(warmup_ratio * total_steps) steps.
-    *Source:* get_linear_schedule_with_warmup of transformers, as VL-Adapter uses it.
+    *Source:* get_linear_schedule_with_warmup of transformers, as VL-Adapter uses it; BLIP has the cosine without warm-up,
+    and takes a step of it once an epoch.
     """
     warmup_steps = int(config.warmup_ratio * total_steps)
     if step < warmup_steps:
         return config.lr * step / warmup_steps
     if config.schedule == "constant":
         return config.lr
+    if config.schedule == "cosine":
+        done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return config.lr * (1 + math.cos(math.pi * min(1.0, done))) / 2
     return config.lr * max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
 
 

@@ -29,7 +29,7 @@ from mtvl.checkpoint import (
     write_done,
 )
 from mtvl.config import RunConfig, TowerOptimConfig, to_plain
-from mtvl.data.schedule import Schedule, stable_bits
+from mtvl.data.schedule import Schedule, num_micro_steps, stable_bits
 from mtvl.data.skips import SkipLog
 from mtvl.engine import (
     STOPPED_BY_SIGNAL,
@@ -42,11 +42,12 @@ from mtvl.engine import (
     start,
 )
 from mtvl.engine.settings import check_precision, read_engine_file
-from mtvl.errors import CheckpointError, EngineError
+from mtvl.engine.state import read_tensors, write_tensors
+from mtvl.errors import CheckpointError, ConfigError, EngineError
 from mtvl.evaluator import Evaluator
 from mtvl.export import added_rows, base_fingerprint, write_export
 from mtvl.loader import Loader
-from mtvl.model import build_model
+from mtvl.model import Model, build_model
 from mtvl.optim import parameter_groups
 from mtvl.report import JsonLines, Progress, Scalars
 from mtvl.tasks import TASKS_DIR, load_task
@@ -55,6 +56,7 @@ from mtvl.types import Example
 from mtvl.workspace import Workspace, with_answers
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+PAIRS = "pairs.safetensors"  # queue and teacher, in a checkpoint of a run that has them
 
 
 @dataclass
@@ -83,6 +85,7 @@ class Run:
         self.is_validating = config.train.validate_every > 0 or config.checkpoint.keep_best
         splits = ["train"] + (["val"] if self.is_validating else [])
         self.workspace.prepare([(task, split) for task in config.tasks for split in splits])
+        begin_pairs(config, self.model, self.workspace)
         examples = {task: self.workspace.examples(task, "train") for task in config.tasks}
         sizes = {task: len(rows) for task, rows in examples.items()}
         lengths = {t: [sum(len(s.text) for s in e.segments) for e in rows] for t, rows in examples.items()}
@@ -113,6 +116,8 @@ class Run:
 
     def resume(self, resume: str) -> None:
         """Load what `resume` asks for ("auto", "never", or a folder), or start fresh."""
+        if self.model.pairs is not None:
+            self.model.pairs.step.teacher.float()  # an average moves by less than bfloat16 can hold
         remove_unfinished(self.folder)
         if resume == "never" and find_resumable(self.folder):
             raise CheckpointError(f"{self.folder} already holds checkpoints; use --resume auto, or another --run")
@@ -123,6 +128,8 @@ class Run:
         checkpoint, self.first = found
         progress = read_state(checkpoint, self.identity)["progress"]
         self.engine.load(checkpoint)
+        if self.model.pairs is not None:
+            self.model.pairs.resume(read_tensors(checkpoint / PAIRS))
         self.best, self.metrics = progress["best"], progress["validation"]
         self.seen |= progress["samples"]
         self.say(f"resumed from {checkpoint}")
@@ -176,9 +183,15 @@ class Run:
         if self.log is not None:
             self.log.to_disk()
         progress = {"best": self.best, "samples": self.seen, "validation": self.metrics}
-        write_checkpoint(self.folder, done, self.engine.save, self.identity, progress)
+        write_checkpoint(self.folder, done, self._write_state, self.identity, progress)
         protected = [self.first] + ([self.best["step"]] if self.best else [])
         retain(self.folder, self.config.checkpoint.keep_last, protected, newest=done)
+
+    def _write_state(self, folder: Path) -> None:
+        """The files of a checkpoint."""
+        self.engine.save(folder)
+        if self.model.pairs is not None and dist.is_main():  # the same on all ranks
+            write_tensors(folder / PAIRS, self.model.pairs.state_dict())
 
     def export(self, name: str, done: int) -> None:
         """Write the adapter export `name`. Collective."""
@@ -202,7 +215,10 @@ def identity_of(config: RunConfig, run: Run, schedule: Schedule, examples: dict[
     """What a checkpoint belongs to; a resume with anything else is refused with the name of the differing item."""
     digest = hashlib.sha256()
     for task, rows in examples.items():
-        digest.update(repr((task, run.workspace.tasks[task].limits, run.workspace.tasks[task].loss)).encode())
+        settings = run.workspace.tasks[task]
+        # Checkpoints from before there was smoothing stay what they are.
+        smoothing = (settings.label_smoothing,) if settings.label_smoothing else ()
+        digest.update(repr((task, settings.limits, settings.loss, *smoothing)).encode())
         for row in rows:
             video = (row.visual.video, row.visual.span) if row.visual.video else ()
             digest.update(repr((row.uid, row.segments, row.visual.images, row.targets, *video)).encode())
@@ -218,6 +234,7 @@ def identity_of(config: RunConfig, run: Run, schedule: Schedule, examples: dict[
         "train.global_batch": str(config.train.global_batch), "train.steps": str(config.train.steps),
         "train.precision": config.train.precision, "optim": json.dumps(optim),
         "paper_compat": str(config.paper_compat), "data.text_only": str(config.data.text_only),
+        **({"pairs": json.dumps(to_plain(config.pairs))} if run.model.pairs is not None else {}),
     }  # fmt: skip
 
 
@@ -258,6 +275,28 @@ def check_ranks(config: RunConfig) -> None:
                 + "; ".join(lines)
                 + "; start all ranks with one command"
             )
+
+
+def begin_pairs(config: RunConfig, model: Model, workspace: Workspace) -> None:
+    """Prepare `model` where a task is on pairs; ConfigError where it cannot be trained so.
+
+    Ranks exchange rows, and the teacher reads whole weights.
+    """
+    if all(task.loss != "pairs" for task in workspace.tasks.values()):
+        return
+    ranks = dist.world_size()
+    pieces = num_micro_steps(config.train.global_batch, config.train.micro_batch, ranks) * ranks
+    if config.train.global_batch % pieces:
+        raise ConfigError(
+            f"a task of this run matches pictures with texts, so every rank needs as many rows: 'train.global_batch' "
+            f"{config.train.global_batch} is no multiple of {pieces} pieces (ranks x micro-batches of a slot)"
+        )
+    if read_engine_file(config.engine.file).get("zero_optimization", {}).get("stage", 0) == 3:
+        raise ConfigError(
+            "a task of this run matches pictures with texts, and its teacher averages whole weights, which ZeRO-3 splits; use "
+            "ZeRO-2 (engine.file=ds_configs/zero2.json)"
+        )
+    model.begin_pairs(config.pairs)
 
 
 def check_recipe(config: RunConfig) -> None:
@@ -370,9 +409,13 @@ def validate(
         limit = config.train.validate_examples
         if limit and len(rows) > limit:
             rows = [rows[i * len(rows) // limit] for i in range(limit)]
-        batches = loader.evaluation_batches(name, rows, config.evaluate.batch, dist.rank(), dist.world_size())
-        batches = watch.over(batches, f"validation of {name}")
-        scores = evaluator.score(task, rows, evaluator.predict(task, rows, batches))
+        if task.decoding.mode == "retrieve":
+            found = evaluator.retrieve(task, rows, workspace.collator, config.evaluate.batch)
+        else:
+            batches = loader.evaluation_batches(name, rows, config.evaluate.batch, dist.rank(), dist.world_size())
+            batches = watch.over(batches, f"validation of {name}")
+            found = evaluator.predict(task, rows, batches)
+        scores = evaluator.score(task, rows, found)
         metrics[name] = float(scores.metrics[scores.primary])
     metrics["average"] = sum(metrics.values()) / len(metrics)
     return metrics

@@ -79,17 +79,23 @@ class Decoding:
     """How an answer is produced.
 
     "generate" text; "choose" among the fixed texts `choices` by their first differing token; "rank" the example's own
-    choices by likelihood and answer with the name of the best, from `choices`.
+    choices by likelihood and answer with the name of the best, from `choices`; "retrieve" the picture or video of every
+    text and the text of every picture, among all of a split: by cosine, then the `top` of each query again by the matching
+    head, whose logit is added to `beta` times the cosine.
 
-    `max_tokens` counts generated ids including the decoder start id, as transformers' `max_length` does.
+    `max_tokens` counts generated ids including the decoder start id (and a prompt of the decoder), as transformers'
+    `max_length` does; `min_tokens` those before which no answer ends.
     """
 
     mode: str = "generate"
     num_beams: int = 1
     max_tokens: int = 20
+    min_tokens: int = 0
     no_repeat_ngram: int = 0
     early_stopping: bool = True
     choices: tuple[str, ...] = ()
+    top: int = 128
+    beta: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,11 @@ class Task(Protocol):
     primary: str
     decoding: Decoding
     limits: Limits
-    loss: str  # "sample_mean" (mean over tokens, then over the slot's samples) or "token_mean" (over the slot's tokens)
+    loss: (
+        str  # "sample_mean" (mean over tokens, then over the slot's samples), "token_mean" (over the slot's tokens), or
+    )
+    # "pairs" (contrast and matching, mean over the slot's samples)
+    label_smoothing: float
 
     def examples(self, split: str) -> Sequence[Example]:
         """All examples of `split` in file order; raises DataError, never drops a row silently."""
@@ -147,7 +157,10 @@ class Batch:
     target_weights  (B,) float32, soft weight of the target that was drawn
     answer_scores   (B, K) float32, weights of all targets over the backbone's list of answers: 0 for a wrong answer, -1
                     for one that is none of the task's; K = 0 where the backbone writes text
-    loss            "sample_mean" or "token_mean"
+    item_ids        (B,) int64, equal where rows show the same pictures or video; each row its own unless given
+    loss            "sample_mean" or "token_mean" over target tokens; "pairs": contrast and matching of the rows' texts
+                    with their pictures or videos, a mean over the slot's samples
+    label_smoothing  share of a target token's weight that is spread over the vocabulary
     denominator     samples (or target tokens) of the whole slot over all ranks and micro-batches
     loss_weight     weight of the task's loss in the step
     parts           the batches of single tasks that were joined into this one (`mtvl.data.mixed`), for inference alone;
@@ -162,12 +175,14 @@ class Batch:
     target_ids: torch.Tensor
     target_weights: torch.Tensor
     loss: str = "sample_mean"
+    label_smoothing: float = 0.0
     denominator: float = 1.0
     loss_weight: float = 1.0
     feature_kind: str = "grid"
     feature_mask: torch.Tensor = None  # type: ignore[assignment]  # filled below
     choice_ids: torch.Tensor = None  # type: ignore[assignment]
     answer_scores: torch.Tensor = None  # type: ignore[assignment]
+    item_ids: torch.Tensor = None  # type: ignore[assignment]
     parts: tuple[Batch, ...] = ()
 
     def __post_init__(self) -> None:
@@ -175,6 +190,8 @@ class Batch:
             self.choice_ids = self.target_ids.new_zeros((len(self.target_ids), 0, 0))
         if self.answer_scores is None:
             self.answer_scores = self.target_weights.new_zeros((len(self.target_ids), 0))
+        if self.item_ids is None:
+            self.item_ids = torch.arange(len(self.target_ids), device=self.target_ids.device)
         if self.feature_mask is None:
             self.feature_mask = torch.ones(self.features.shape[:3], dtype=torch.bool, device=self.features.device)
 
@@ -190,7 +207,7 @@ class Batch:
 
 
 def kind_owner(kind: str) -> str:
-    """Owner of the parameters that only one kind of features uses; no task can be called so."""
+    """Owner of the parameters that only one kind of features, or of loss, uses; no task can be called so."""
     return f"{kind} features"
 
 
@@ -205,7 +222,7 @@ class Tokenizer(Protocol):
         """Ids of `text` without special tokens."""
 
     def wrap(self, ids: Sequence[int]) -> list[int]:
-        """`ids` with the special tokens that a source or target sequence of this backbone carries."""
+        """`ids` with the special tokens that a source sequence of this backbone carries."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens."""
@@ -222,6 +239,12 @@ class Answers(Tokenizer, Protocol):
 
     def are_exclusive(self, task: str) -> bool:
         """True when exactly one answer of the task is right, as among fixed choices."""
+
+
+def wrap_target(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
+    """`ids` as an answer: by the tokenizer's own `wrap_target`, or as a source where answers are wrapped alike."""
+    wrapped: list[int] = getattr(tokenizer, "wrap_target", tokenizer.wrap)(ids)
+    return wrapped
 
 
 class ImageEncoder(Protocol):

@@ -13,7 +13,7 @@ from mtvl.backbones import BACKBONES
 from mtvl.config import RunConfig, parse_section, to_plain
 from mtvl.data import shards
 from mtvl.data.collate import Collator
-from mtvl.data.features import FeatureStore, FrameStore, PixelSource
+from mtvl.data.features import FeatureStore, FrameStore, PixelFrames, PixelSource
 from mtvl.data.miniworld.write import ensure_miniworld
 from mtvl.data.skips import REFUSE, Sieve, SkipLog
 from mtvl.errors import CheckpointError, ConfigError, DataError, MtvlError
@@ -181,7 +181,7 @@ class Workspace:
             return
         for kind, made in shards.towers(self.root, task, split).items():
             own = self.tower_names.get(kind, made)
-            if kind == "grid" and isinstance(self.features, PixelSource):
+            if isinstance(self.features if kind == "grid" else self.frames, PixelSource):
                 continue  # refused, with another reason, when it is asked to read them
             same = made.partition("@")[2] == own.partition("@")[2] if own.startswith("stored") else made == own
             if not same:
@@ -221,15 +221,16 @@ def answers_of(backbone: Any) -> Answers | None:
 
 def open_stores(
     config: RunConfig, backbone: Any, *, storing: bool = False
-) -> tuple[FeatureStore | PixelSource | None, FrameStore | None, dict[str, str]]:
+) -> tuple[FeatureStore | PixelSource | None, FrameStore | PixelFrames | None, dict[str, str]]:
     """Stores of pictures and of videos, for the kinds of features that the backbone reads, and their towers by kind.
 
-    Pictures are read as pixels where the tower is trained; ConfigError then for a caller that is `storing` features.
+    What a tower reads that is trained is given as pixels; ConfigError then for a caller that is `storing` features.
     """
     folder, data, kinds = cache_folder(config) / "features", config.data, backbone.widths
     trained = None if storing else backbone.visual_tower
-    towers = {kind: None if trained is not None and kind == "grid" else backbone.tower(kind) for kind in kinds}
-    if "frame" in kinds:
+    as_pixels = () if trained is None else backbone.pixel_kinds
+    towers = {kind: None if kind in as_pixels else backbone.tower(kind) for kind in kinds}
+    if "frame" in kinds and "frame" not in as_pixels:
         tokens = backbone.max_frames * (towers["frame"].grid if towers["frame"] else backbone.stored_grid("frame"))[0]
         if tokens > backbone.config.num_slots:
             raise ConfigError(
@@ -237,27 +238,31 @@ def open_stores(
                 f"{backbone.config.num_slots}"
             )
     features: FeatureStore | PixelSource | None = None
-    frames = None
-    if trained is not None:
+    frames: FrameStore | PixelFrames | None = None
+    if "grid" in kinds and "grid" in as_pixels:
         features = PixelSource(trained.preprocess, trained.config.image_size)
     elif "grid" in kinds:
         features = FeatureStore(towers["grid"], folder, grid=backbone.stored_grid("grid"))
-    if "frame" in kinds:
+    if "frame" in kinds and "frame" in as_pixels:
+        frames = PixelFrames(
+            trained.preprocess, trained.config.image_size, backbone.max_frames, every=data.frame_seconds,
+            decoder=data.video_decoder,
+        )  # fmt: skip
+    elif "frame" in kinds:
         frames = FrameStore(
             towers["frame"], folder, grid=backbone.stored_grid("frame"), every=data.frame_seconds,
             decoder=data.video_decoder,
         )  # fmt: skip
     names = {kind: "stored" if tower is None else tower.fingerprint for kind, tower in towers.items()}
-    if trained is not None:
-        names["grid"] = trained.fixed_fingerprint
+    names |= {kind: trained.fixed_fingerprint for kind in kinds if kind in as_pixels}
     if "frame" in names:
         names["frame"] += f"@{data.frame_seconds:g}s"
     return features, frames, names
 
 
 def ensure_features(
-    features: FeatureStore | PixelSource | None, frames: FrameStore | None, examples: Sequence[Example], fill: str,
-    say: Callable[[str], None], broken: dict[str, DataError] | None = None,
+    features: FeatureStore | PixelSource | None, frames: FrameStore | PixelFrames | None, examples: Sequence[Example],
+    fill: str, say: Callable[[str], None], broken: dict[str, DataError] | None = None,
 ) -> None:  # fmt: skip
     """Get the features of all pictures and videos of `examples` ready; ConfigError where the model cannot read them.
 

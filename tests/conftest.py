@@ -27,10 +27,12 @@ class TinyBackbone:
     section: dict[str, Any]
     grid: tuple[int, int]  # (P, F) of the features that it expects
     text_rows: int  # ids below this are plain text tokens
-    visual_tokens: int  # tokens of one picture
+    visual_tokens: int  # places of one picture in what the decoder reads behind the places of the text
     pad_id: int
     eos_id: int
     forces_eos: bool = False  # at the last position of a beam search
+    most_pictures: int = 2  # of a row; 0: any number
+    trains_tower: bool = False  # what encodes pictures has sites, and methods may leave it alone
 
 
 # A new backbone needs one entry here to pass through the contract tests.
@@ -94,6 +96,23 @@ TINY_BACKBONES = {
         visual_tokens=9,
         pad_id=1,
         eos_id=-1,  # an answer is one place in a list and has no end
+    ),
+    "blip": TinyBackbone(
+        section={
+            "name": "blip",
+            "kind": "vqa",
+            "image_size": 16,
+            "vision": {"width": 32, "layers": 2, "heads": 4, "patch": 8},
+            "text": {"width": 32, "layers": 2, "heads": 4, "ffn": 48, "vocab": 60, "positions": 40, "eos_id": 3},
+            "init_std": 0.2,
+        },
+        grid=(16 * 16, 3),
+        text_rows=58,
+        visual_tokens=0,  # the decoder reads the text's states, which have seen the picture
+        pad_id=0,
+        eos_id=3,
+        most_pictures=0,
+        trains_tower=True,
     ),
 }  # fmt: skip
 

@@ -224,7 +224,7 @@ def test_the_defaults_are_valid() -> None:
             "unknown 'mixture.law' 'temprature'; did you mean 'temp",
         ),
         (replace(GOOD, optim=OptimConfig(name="adamm")), "unknown 'optim.name' 'adamm'; did you mean 'adamw'"),
-        (replace(GOOD, optim=OptimConfig(schedule="cosine")), "unknown 'optim.schedule' 'cosine'"),
+        (replace(GOOD, optim=OptimConfig(schedule="cosin")), "unknown 'optim.schedule' 'cosin'"),
         (replace(GOOD, optim=OptimConfig(clip_norm=-1.0)), "'optim.clip_norm' must be 0 or above, found -1.0"),
         (
             replace(GOOD, checkpoint=CheckpointConfig(every_steps=0)),

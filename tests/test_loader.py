@@ -42,9 +42,9 @@ def make_examples() -> dict[str, list[Example]]:
 
 
 TASKS = {
-    "vqa": SimpleNamespace(name="vqa", loss="sample_mean", limits=Limits(0, 6)),
-    "coco": SimpleNamespace(name="coco", loss="token_mean", limits=Limits()),
-    "nlvr2": SimpleNamespace(name="nlvr2", loss="sample_mean", limits=Limits(8, 0)),
+    "vqa": SimpleNamespace(name="vqa", loss="sample_mean", label_smoothing=0.0, limits=Limits(0, 6)),
+    "coco": SimpleNamespace(name="coco", loss="token_mean", label_smoothing=0.0, limits=Limits()),
+    "nlvr2": SimpleNamespace(name="nlvr2", loss="sample_mean", label_smoothing=0.0, limits=Limits(8, 0)),
 }
 
 

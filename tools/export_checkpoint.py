@@ -112,6 +112,10 @@ def export(run: Path, out: Path, layout: str, task: str, is_checked: bool, overr
             f"--as {layout} writes language models; this one chooses from a list of answers: --as backbone writes it for "
             "further runs, and the run's export/ holds all that was trained"
         )
+    if model.backbone.family == "blip":
+        raise ConfigError(
+            "other libraries read exports of CLIP-BART and CLIP-T5; one of BLIP is read by this library alone (mtvl evaluate)"
+        )
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty; give a new folder")
     if is_checked and layout == "backbone":

@@ -82,8 +82,8 @@ def _child(
 
 def smoke_all(headers: Sequence[Header], steps: int, changes: Sequence[str]) -> int:
     """Number of recipes that fail."""
-    from recipe_checks import smoke  # noqa: F401  # slow, and shared by all processes
-    from recipe_checks.world import make_stored_world
+    from recipe_checks import smoke  # slow, and shared by all processes
+    from recipe_checks.world import make_pixel_world, make_stored_world
 
     from mtvl.workspace import cache_folder
 
@@ -91,14 +91,19 @@ def smoke_all(headers: Sequence[Header], steps: int, changes: Sequence[str]) -> 
     begin, failed = time.monotonic(), 0
     with tempfile.TemporaryDirectory(prefix="mtvl-smoke-") as temporary:
         folder = Path(temporary)
-        tasks = dict.fromkeys(task for h in headers for task in load_run_config(h.recipe).tasks)
+        on_pixels = {h.name for h in headers if smoke.reads_pixels(load_run_config(h.recipe))}
+        stored = [h for h in headers if h.name not in on_pixels]
+        tasks = dict.fromkeys(task for h in stored for task in load_run_config(h.recipe).tasks)
         miniworld = cache_folder(RunConfig()) / "miniworld-tiny"  # worth keeping: its videos take seconds
-        root = make_stored_world(
-            folder / "root", miniworld, tasks, lambda text: print(text, file=sys.stderr, flush=True)
-        )
+
+        def say(text: str) -> None:
+            print(text, file=sys.stderr, flush=True)
+
+        root = make_stored_world(folder / "root", miniworld, tasks, say) if stored else folder
+        pixels = make_pixel_world(folder / "pixels", miniworld, say) if on_pixels else folder
         for done, header in enumerate(headers, start=1):
             run = folder / header.name.replace("/", "-")
-            line, faults = run_one(header, root, run, steps, changes)
+            line, faults = run_one(header, pixels if header.name in on_pixels else root, run, steps, changes)
             failed += bool(faults)
             print("\n".join([line, *(f"     {fault}" for fault in faults)]), flush=True)
             spent = time.monotonic() - begin

@@ -10,5 +10,6 @@ BACKBONES = Registry(
         "clip_bart": "mtvl.backbones.clip_bart:ClipBart",
         "clip_t5": "mtvl.backbones.clip_t5:ClipT5",
         "clip_vil": "mtvl.backbones.clip_vil:ClipVil",
+        "blip": "mtvl.backbones.blip:BlipBackbone",
     },
 )

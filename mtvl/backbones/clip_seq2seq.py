@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from mtvl.backbones.clip_config import (
     readable,
 )
 from mtvl.backbones.configured_tower import configured_tower, trained_tower
-from mtvl.backbones.decoding import SearchSettings, beam, greedy
+from mtvl.backbones.decoding import SearchSettings, beam, first_token_scores, greedy
 from mtvl.backbones.frame_tower import FrameTower
 from mtvl.backbones.tokenizers import TextTokenizer
 from mtvl.backbones.towers import GridTower
@@ -71,6 +72,9 @@ class ClipSeq2Seq(nn.Module):
     forces_eos: bool  # a beam search ends at its last position, whatever it holds
     unsaved: tuple[str, ...] = ()  # buffers that a checkpoint need not hold
     renewed: tuple[str, ...] = ("visual.features.",)  # what starts at random where a bundled checkpoint's does not fit
+    pixel_kinds = ("grid",)  # of which `visual_tower`, where there is one, reads pixels
+    has_pairs = False  # no heads of contrast and matching
+    encodes_parts = False  # a batch that mixes tasks is encoded in one go
 
     def __init__(self, config: ClipConfig, text: Any, widths: dict[str, int]) -> None:
         """`text`: the language model's configuration without added rows. `widths`: F of each kind of features, in the
@@ -271,6 +275,15 @@ class ClipSeq2Seq(nn.Module):
         tables = {f"{self.text_name}.{name}" for name in self._tables()}
         return {name: self.public_rows for name, _ in self.named_parameters() if name in tables}
 
+    def parts_of_kinds(self) -> dict[str, str]:
+        """Begin of the names of parameters that only one kind of batch trains -> that kind of features.
+
+        In a model of pictures and videos each kind has a projection, and the tower is of pictures.
+        """
+        if len(self.widths) < 2:
+            return {}
+        return {**{f"visual.features.{kind}.": kind for kind in self.widths}, "visual_tower.": "grid"}
+
     # ---- running ------------------------------------------------------------------------------------------------
 
     def set_recompute(self, enabled: bool, contexts: Callable[[], tuple[Any, Any]] = noop_context_fn) -> None:
@@ -346,7 +359,7 @@ class ClipSeq2Seq(nn.Module):
         settings = SearchSettings(
             start_id=config.decoder_start_token_id, eos_id=config.eos_token_id, pad_id=config.pad_token_id,
             max_length=decoding.max_tokens, num_beams=decoding.num_beams, no_repeat_ngram=decoding.no_repeat_ngram,
-            early_stopping=decoding.early_stopping, force_eos=self.forces_eos,
+            early_stopping=decoding.early_stopping, force_eos=self.forces_eos, min_length=decoding.min_tokens,
         )  # fmt: skip
         if decoding.num_beams > 1:
             memory = memory.repeat(decoding.num_beams)
@@ -371,12 +384,4 @@ class ClipSeq2Seq(nn.Module):
 
         `choices` are wrapped target ids. *Source:* VL-Adapter's NLVR2 rule ("true" against "false", behind BART's `<s>`).
         """
-        prefix = 0
-        while len({tuple(c[: prefix + 1]) for c in choices}) == 1:
-            prefix += 1
-        first = [c[prefix] for c in choices]
-        if len(set(first)) != len(first):
-            raise ConfigError(f"choices {choices} do not differ in one token after a common start")
-        target = torch.tensor([list(choices[0][: prefix + 1])], device=memory.hidden.device)
-        logits = self.decode(memory, target.expand(memory.hidden.shape[0], -1))[:, prefix]
-        return torch.log_softmax(logits.float(), dim=-1)[:, first]
+        return first_token_scores(partial(self.decode, memory), memory.hidden, choices)

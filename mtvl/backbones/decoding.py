@@ -7,12 +7,13 @@ length, where length counts the start id but not EOS; EOS is forced at the last 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from mtvl import dist
+from mtvl.errors import ConfigError
 
 # new ids (n, 1), or at first the start id with the prompt (n, L) -> logits (n, K) of the next; the closure owns the cache
 Step = Callable[[torch.Tensor], torch.Tensor]
@@ -195,3 +196,22 @@ def _finalise(
         if len(sequence) < settings.max_length:
             out[row, len(sequence)] = settings.eos_id
     return out, torch.tensor([score for score, _ in best], device=ids.device)
+
+
+def first_token_scores(
+    decode: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor, choices: Sequence[Sequence[int]]
+) -> torch.Tensor:
+    """Log-probability (B, C) of each choice's first token that tells the choices (wrapped target ids) apart.
+
+    `decode`: target ids (B, T) -> logits (B, T, K), on the memory whose states are `hidden` (B, ...). ConfigError for
+    choices that two or more tokens are needed to tell apart.
+    """
+    prefix = 0
+    while len({tuple(c[: prefix + 1]) for c in choices}) == 1:
+        prefix += 1
+    first = [c[prefix] for c in choices]
+    if len(set(first)) != len(first):
+        raise ConfigError(f"choices {choices} do not differ in one token after a common start")
+    target = torch.tensor([list(choices[0][: prefix + 1])], device=hidden.device)
+    logits = decode(target.expand(hidden.shape[0], -1))[:, prefix]
+    return torch.log_softmax(logits.float(), dim=-1)[:, first]

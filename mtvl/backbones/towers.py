@@ -74,6 +74,13 @@ def normalised(arrays: Sequence[np.ndarray]) -> torch.Tensor:
     return ((pixels - mean) / std).contiguous()
 
 
+def square_pixels(images: Sequence[Image.Image], side: int) -> torch.Tensor:
+    """PIL pictures, squashed to squares (bicubic) and normalised as CLIP's -> (n, 3, side, side) float32."""
+    size = (side, side)
+    arrays = [np.asarray(im.convert("RGB").resize(size, Image.Resampling.BICUBIC), dtype=np.float32) for im in images]
+    return normalised(arrays)
+
+
 class GridTower(nn.Module):
     """open_clip's residual tower up to one of its stages, without attention pooling.
 
@@ -180,11 +187,7 @@ class GridTower(nn.Module):
 
     def preprocess(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """PIL pictures -> (n, 3, H, W) float32."""
-        size = (self.config.image_size, self.config.image_size)
-        arrays = [
-            np.asarray(im.convert("RGB").resize(size, Image.Resampling.BICUBIC), dtype=np.float32) for im in images
-        ]
-        return normalised(arrays)
+        return square_pixels(images, self.config.image_size)
 
     @torch.no_grad()
     def encode(self, images: Sequence[Any]) -> torch.Tensor:

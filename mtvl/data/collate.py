@@ -16,7 +16,7 @@ import torch
 
 from mtvl.data.schedule import stable_bits
 from mtvl.errors import ConfigError, DataError, near_names
-from mtvl.types import KEEP, Answers, Batch, Example, Limits, Segment, Target, Tokenizer
+from mtvl.types import KEEP, Answers, Batch, Example, Limits, Segment, Target, Tokenizer, Visual, wrap_target
 
 IGNORE = -100
 _CACHE_TEXTS = 2**18  # of sources and of targets; about 300 bytes each
@@ -134,6 +134,7 @@ class Collator:
             target_weights=torch.tensor([t.weight if t else 0.0 for t in targets], dtype=torch.float32),
             answer_scores=self._answer_scores(task, examples),  # type: ignore[arg-type]
             choice_ids=None if training else self._choices(examples, limits.target_tokens),  # type: ignore[arg-type]
+            item_ids=torch.tensor([_item_id(e.visual) for e in examples], dtype=torch.int64),
         )
         return without_rows(batch, bad) if bad else batch
 
@@ -223,7 +224,7 @@ class Collator:
     def _encode_target(self, text: str, limit: int) -> Encoded:
         ids = self._tokens(text, self._writer)
         kept = ids[: limit - self._writer.num_special] if limit else ids
-        return Encoded(np.array(self._writer.wrap(kept), dtype=np.int64), len(ids) - len(kept), 0)
+        return Encoded(np.array(wrap_target(self._writer, kept), dtype=np.int64), len(ids) - len(kept), 0)
 
     def _pad(self, rows: Sequence[np.ndarray], fill: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Right-padded ids (B, longest) int64 and their mask (bool); at least one column."""
@@ -355,6 +356,11 @@ def shorten_video(rows: torch.Tensor, max_frames: int) -> torch.Tensor:
     flat = rows.permute(1, 2, 0).reshape(1, tokens * width, frames)
     pooled = torch.nn.functional.adaptive_max_pool1d(flat, max_frames)
     return pooled.reshape(tokens, width, max_frames).permute(2, 0, 1)
+
+
+def _item_id(visual: Visual) -> int:
+    """A number that rows with the same pictures or video share, and no others do (63 bits of a hash)."""
+    return stable_bits("item", repr((visual.images, visual.video, visual.span))) >> 65
 
 
 _NO_IDS = np.empty(0, dtype=np.int64)

@@ -37,7 +37,9 @@ BLOCK = 512  # bytes; tar pads everything to it
 AGAIN = "write the split again with tools/shard.py"
 
 # Fields of a task file that change how an answer is asked for or scored, but not the examples themselves.
-_NOT_IN_EXAMPLES = ("primary", "sources", "limits", "decoding", "loss", "ascii_only", "bad_input", "families")
+_NOT_IN_EXAMPLES = (
+    "primary", "sources", "limits", "decoding", "loss", "label_smoothing", "ascii_only", "bad_input", "families",
+)  # fmt: skip
 _MEMBER = re.compile(r"(?P<tar>.+\.tar)#offset=(?P<offset>\d+),size=(?P<size>\d+),name=(?P<name>[^/#,]+)", re.DOTALL)
 _SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _READ_BYTES = 2**20

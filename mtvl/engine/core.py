@@ -110,7 +110,7 @@ class Engine:
         self._agree(step, batches)
         if not self.module.training:
             self.deepspeed.train()
-        present = {b.task for b in batches} | {kind_owner(b.feature_kind) for b in batches}
+        present = {b.task for b in batches} | {kind_owner(k) for b in batches for k in (b.feature_kind, b.loss)}
         active = [g for g in self.groups if g.task is None or g.task in present]
         lr = learning_rate(step, self.config.optim, self.config.train.steps)
         self.optimizer.begin((g.name for g in active), lr)
@@ -189,6 +189,8 @@ class Engine:
 
     def _update(self, report: StepReport) -> StepReport:
         """Clip and step unless something is not finite; returns the report with the gradient norm."""
+        if self.zero_stage == 0:
+            self._fill_missing_gradients()
         norm = self._plain_norm() if self.zero_stage == 0 else math.nan
         skipped = report.skipped or (self.zero_stage == 0 and not math.isfinite(norm))
         if skipped:
@@ -200,6 +202,13 @@ class Engine:
             skipped = skipped or bool(self.deepspeed.optimizer.overflow)
             norm = math.inf if skipped else float(self.deepspeed.get_global_grad_norm())
         return replace(report, grad_norm=norm, skipped=skipped)
+
+    def _fill_missing_gradients(self) -> None:
+        """Zeros for what is active and took no part in this step, as ZeRO has: moments and decay act on every stage."""
+        named = (n for g in self.groups if g.name in self.optimizer.active for n in g.names)
+        for parameter in (self.masters.parameters[name] for name in named):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
     def _plain_norm(self) -> float:
         """Global gradient norm on stage 0, where gradients are whole and already averaged on every rank."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mtvl import dist
 from mtvl.engine.masters import Masters, full_shape
@@ -37,6 +37,14 @@ def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         save_file({k: v.contiguous() for k, v in tensors.items()}, str(file))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write {file}: {error}") from None
+
+
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """Content of a safetensors file; CheckpointError when there is none or it cannot be read."""
+    try:
+        return load_file(str(file))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {file}: {error}; go on from another checkpoint") from None
 
 
 def save_state(folder: Path, masters: Masters, groups: Sequence[ParameterGroup], facts: Mapping[str, Any]) -> None:

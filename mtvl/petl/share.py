@@ -123,6 +123,11 @@ class TaskBank(nn.ModuleDict):
         self._active = [active]  # in a list: not a submodule, not copied into state
         self._shared = SHARED in self
 
+    @property
+    def is_shared(self) -> bool:
+        """True when one module serves all tasks."""
+        return self._shared
+
     def current(self) -> nn.Module:
         """The module that serves the active task."""
         name = SHARED if self._shared else self._active[0].name

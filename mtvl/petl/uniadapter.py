@@ -93,14 +93,21 @@ class UniBlock(nn.Module):
     def forward(self, states: BlockStates) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, S, D) states of a block -> its output (B, S, D) and the side stream as it was."""
         if states.query is None:
-            asked = [(self.own, states.stream)]
+            asked = {self.own: states.stream}
         else:
-            asked = [("query", states.query), ("fusion", states.stream)]
-        out = states.output
-        for modality, x in asked:
-            if modality in self.table:
+            asked = {"query": states.query, "fusion": states.stream}
+        asked = {modality: x for modality, x in asked.items() if modality in self.table}
+        if not asked:
+            return states.output, states.side
+
+        def changed(out: torch.Tensor, *streams: torch.Tensor) -> torch.Tensor:
+            for modality, x in zip(asked, streams, strict=True):
                 out = torch.add(out, self.delta(x, modality), alpha=self.scale)
-        return out, states.side
+            return out
+
+        banks = self._banks[0].values()
+        bank = next((b for b in banks if not b.is_shared), next(iter(banks)))
+        return bank.by_task(changed, states.output, *asked.values()), states.side
 
 
 class KeyMap(nn.Module):

@@ -212,6 +212,30 @@ class RetrievalStep(nn.Module):
         return model.match(both([positive[:, 0], negative[:, 0]])), positive, negative
 
 
+def check_frame_rule(backbone: Any, rule: str) -> None:
+    """ConfigError for an unknown rule of frame weights, and for one that this backbone has not the parts for."""
+    check_frame_weights(rule)
+    if rule == "paper" and backbone.vision_shape.width != backbone.text_shape.width:
+        raise ConfigError(
+            f"'backbone.frame_weights' paper multiplies class tokens of {backbone.vision_shape.width} and of "
+            f"{backbone.text_shape.width} numbers; use cosine, which compares their projections"
+        )
+    if rule not in ("off", "paper") and not backbone.has_pairs:
+        raise ConfigError(
+            f"'backbone.frame_weights' {rule} compares projections, which 'backbone.kind' {backbone.config.kind!r} does not "
+            "have; use paper, or the kind joint"
+        )
+
+
+def ground(model: Any, ids: torch.Tensor, mask: torch.Tensor, tokens: torch.Tensor, rule: str) -> torch.Tensor:
+    """Texts (B, S) with frames (B, N, P, D), weighted by `rule`, all of which are there -> (B, S, D)."""
+    hidden = model.read(ids, mask)
+    heads = rule != "paper"  # the paper compares class tokens as they are
+    text = model.text_features(hidden) if heads else hidden[:, 0]
+    frames = model.frame_features(tokens) if heads else tokens[:, :, 0]
+    return fuse_pairs(model, Pairs(tokens, ids, mask, hidden[:, 0], text, text, frames, ids[:, 0]), rule)
+
+
 def fuse_pairs(model: Any, pairs: Pairs, rule: str) -> torch.Tensor:
     """Texts with pictures (B, S, D); by `rule` frames are weighted by how near they are to the text alone."""
     tokens, ids, mask = pairs.tokens, pairs.text_ids, pairs.text_mask

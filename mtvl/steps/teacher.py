@@ -67,6 +67,7 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def run(self, model: nn.Module, function: Callable[..., Any], *inputs: Any) -> Any:
         """function(*inputs) with the averages in place of the model's own tensors."""
-        replaced = {f"model.{name}": average for name, average in self.averages().items()}
+        own = dict(model.named_parameters())  # averages may be kept in float32 beside a model in bfloat16
+        replaced = {f"model.{name}": average.to(own[name].dtype) for name, average in self.averages().items()}
         # Without tie_weights: torch would swap a module that stands under two names twice, and give it back wrongly.
         return functional_call(_Call(model, function), replaced, inputs, tie_weights=False)

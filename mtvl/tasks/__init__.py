@@ -26,6 +26,7 @@ TASKS = Registry(
         "answer": "mtvl.tasks.answer:Answer",
         "masked": "mtvl.tasks.masked:MaskedCaption",
         "matching": "mtvl.tasks.matching:Matching",
+        "retrieval": "mtvl.tasks.retrieval:Retrieval",
     },
 )
 

@@ -24,8 +24,8 @@ from mtvl.types import Decoding, Example, Limits, Prediction, Scores, Segment, V
 QUESTION_PRIORITY = 90
 SUBTITLES_PRIORITY = 10
 
-LOSSES = ("sample_mean", "token_mean")
-MODES = ("generate", "choose", "rank")
+LOSSES = ("sample_mean", "token_mean", "pairs")
+MODES = ("generate", "choose", "rank", "retrieve")
 SPANS = ("select", "text")
 SUBTITLES = ("span", "all")
 
@@ -64,6 +64,13 @@ class MaskingConfig:
 
 
 @dataclass(frozen=True)
+class RetrievalConfig:
+    """Of the kind `retrieval`: `joined` makes one paragraph of the texts of a picture or video."""
+
+    joined: bool = False
+
+
+@dataclass(frozen=True)
 class TaskConfig:
     """Content of `tasks/NAME.yaml`. `sources` are alternatives: the most complete one below the data root is used.
 
@@ -78,10 +85,12 @@ class TaskConfig:
     limits: Limits = field(default_factory=Limits)
     decoding: Decoding = field(default_factory=Decoding)
     loss: str = "sample_mean"
+    label_smoothing: float = 0.0
     video: VideoConfig | None = None
     ascii_only: bool = False
     masking: MaskingConfig | None = None
     bad_input: BadInputConfig = field(default_factory=BadInputConfig)
+    retrieval: RetrievalConfig | None = None
     families: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -101,14 +110,22 @@ def validate(name: str, config: TaskConfig, kinds: Registry) -> None:
         raise ConfigError(f"'{name}.decoding.choices' expects at least two texts, found {list(decoding.choices)}")
     least = {
         "decoding.num_beams": (decoding.num_beams, 1), "decoding.max_tokens": (decoding.max_tokens, 2),
-        "decoding.no_repeat_ngram": (decoding.no_repeat_ngram, 0),
-        "limits.source_tokens": (limits.source_tokens, 0), "limits.target_tokens": (limits.target_tokens, 0),
+        "decoding.min_tokens": (decoding.min_tokens, 0), "decoding.no_repeat_ngram": (decoding.no_repeat_ngram, 0),
+        "decoding.top": (decoding.top, 1), "limits.source_tokens": (limits.source_tokens, 0), "limits.target_tokens": (limits.target_tokens, 0),
     }  # fmt: skip
     for key, (number, bound) in least.items():
         if number < bound:
             raise ConfigError(f"'{name}.{key}' expects at least {bound}, found {number}")
+    if not 0 <= config.label_smoothing < 1:
+        raise ConfigError(f"'{name}.label_smoothing' must lie in [0, 1), found {config.label_smoothing}")
     if decoding.mode == "rank" and config.kind != "choice":
         raise ConfigError(f"'{name}.decoding.mode' rank needs examples with choices of their own: kind choice alone")
+    is_retrieval = {config.kind == "retrieval", config.loss == "pairs", decoding.mode == "retrieve"}
+    if len(is_retrieval) > 1:
+        raise ConfigError(
+            f"the kind retrieval, the loss pairs and decoding.mode retrieve belong together; '{name}' has kind {config.kind}, "
+            f"loss {config.loss} and decoding.mode {decoding.mode}"
+        )
     if (config.kind == "masked") != (config.masking is not None):
         raise ConfigError(
             f"'{name}.masking' belongs to the kind masked, and to no other; '{name}.kind' is {config.kind}"
@@ -137,6 +154,8 @@ def _check_visual(name: str, config: TaskConfig) -> None:
 class BaseTask(ABC):
     """A Task over the files of one chosen source. Subclasses turn rows into examples and predictions into scores."""
 
+    has_constant = True  # one answer for everything can be scored beside a model
+
     def __init__(self, name: str, config: TaskConfig, root: Path, evaluate: EvaluateConfig) -> None:
         self.name = name
         self.config = config
@@ -144,7 +163,7 @@ class BaseTask(ABC):
         self.evaluate = evaluate
         self.primary = config.primary
         self.limits = config.limits
-        self.loss = config.loss
+        self.loss, self.label_smoothing = config.loss, config.label_smoothing
         self.decoding = config.decoding
         if evaluate.num_beams > 0 and config.decoding.mode == "generate":
             self.decoding = dataclasses.replace(config.decoding, num_beams=evaluate.num_beams)

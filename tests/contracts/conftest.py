@@ -26,6 +26,8 @@ REFUSED = (
     ("clip_t5", "bitfit"),
     *((b, "probe") for b in ("clip_bart", "clip_t5")),
     *((b, m) for b in ("clip_bart", "clip_t5", "clip_vil") for m in ("uniadapter", "unitrans")),
+    # Heads are trained by pairs, not by answers; BLIP has no projection of features.
+    *(("blip", m) for m in ("probe", "projection")),
 )
 
 

@@ -17,6 +17,7 @@ from mtvl.types import Batch, Decoding
 
 # Methods whose added parts are changes of linear maps, and can be folded into them.
 MERGEABLE = {"lora", "ia3", "vcra"}
+NOT_HERE = {("blip", "vcra")}  # one map runs in two passes with vectors of their own; tests/petl/test_blip_methods.py
 MERGED = 1e-10  # float64 logits up to 8 in size; measured worst case: 3.3e-15
 
 BEAM_SCORE = 1e-6  # float64 but for the sums of the search; scores down to -2.1; measured worst case: 1.5e-7
@@ -49,7 +50,8 @@ def test_idle_tasks_stand_still(petl: dict, tiny_config: MakeConfig, make_batch:
         moments = {n: {k: v.clone() for k, v in optimizer.state[p].items()} for n, p in trainable.items()}
         model.zero_grad(set_to_none=True)
         model.set_task(task)
-        model(make_batch(task, seed=step)).backward()
+        for pictures in (1, 0):  # what reads text alone as well
+            model(make_batch(task, seed=step, pictures=pictures)).backward()
         for parameter in trainable.values():
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         optimizer.begin([g.name for g in groups if g.task in (None, task)], config.lr)
@@ -63,10 +65,12 @@ def test_idle_tasks_stand_still(petl: dict, tiny_config: MakeConfig, make_batch:
                 assert all(torch.equal(v, moments[name][k]) for k, v in optimizer.state[parameter].items()), name
 
 
-def test_merged_is_unmerged(petl: dict, tiny_config: MakeConfig, make_batch: MakeBatch, tmp_path) -> None:
+def test_merged_is_unmerged(
+    petl: dict, tiny_config: MakeConfig, make_batch: MakeBatch, tmp_path, backbone_name: str
+) -> None:
     config = tiny_config(petl)
     model = randomise(build_model(config)).double().eval()
-    if model.plan.injections and petl["name"] not in MERGEABLE:
+    if model.plan.injections and (petl["name"] not in MERGEABLE or (backbone_name, petl["name"]) in NOT_HERE):
         with pytest.raises(PlanError, match="cannot be merged"):
             model.merge("vqa")
         assert not model.is_merged
@@ -115,7 +119,11 @@ def test_unmerging_a_model_that_is_not_merged_does_nothing(petl: dict, tiny_conf
 
 
 @pytest.mark.parametrize("name", sorted(MERGEABLE))
-def test_a_merged_model_is_moved_with_what_it_was_made_of(name: str, tiny_config: MakeConfig) -> None:
+def test_a_merged_model_is_moved_with_what_it_was_made_of(
+    name: str, tiny_config: MakeConfig, backbone_name: str
+) -> None:
+    if (backbone_name, name) in NOT_HERE:
+        pytest.skip("cannot be merged into this backbone; test_merged_is_unmerged holds that")
     model = randomise(build_model(tiny_config({"name": name})))
     before = dict(model.named_parameters())
     values = {n: p.detach().clone() for n, p in before.items()}
@@ -129,7 +137,9 @@ def test_a_merged_model_is_moved_with_what_it_was_made_of(name: str, tiny_config
 
 
 @pytest.mark.parametrize("name", sorted(MERGEABLE))
-def test_partitioned_weights_are_not_merged(name: str, tiny_config: MakeConfig) -> None:
+def test_partitioned_weights_are_not_merged(name: str, tiny_config: MakeConfig, backbone_name: str) -> None:
+    if (backbone_name, name) in NOT_HERE:
+        pytest.skip("cannot be merged into this backbone; test_merged_is_unmerged holds that")
     model = build_model(tiny_config({"name": name}))
     site = model.backbone.get_submodule(model.plan.injections[-1].site.path)
     site.weight.data = torch.empty(0)  # what ZeRO-3 leaves on a rank

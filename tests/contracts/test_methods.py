@@ -18,7 +18,7 @@ from mtvl.petl import METHODS
 from mtvl.types import Batch, Decoding
 
 # Methods whose released initialisation does not start as the frozen backbone.
-STARTS_ELSEWHERE_IN_THE_PAPER = {"adapter", "adapter_prompt", "compacter", "hyperformer"}
+STARTS_ELSEWHERE_IN_THE_PAPER = {"adapter", "adapter_prompt", "compacter", "hyperformer", "uniadapter"}
 # Methods that cannot start as the frozen backbone: what they add to the input or to attention is always attended to.
 STARTS_NEARBY = {"prompt", "adapter_prompt", "prefix"}
 # Mean difference of logits; measured worst case: 0.94 (prefix). Another random backbone is 1.27 away, a prefix that starts
@@ -99,8 +99,8 @@ def test_only_planned_tensors_move(petl: dict, tiny_config: MakeConfig, make_bat
     before = digests(model)
     optimizer = torch.optim.AdamW(model.trainable().values(), lr=1e-2)
     for step in range(3):
-        for task in config.tasks:
-            train_step(model, make_batch(task, seed=step), optimizer)
+        for task in config.tasks:  # without a picture in between: what reads text alone has to move too
+            train_step(model, make_batch(task, seed=step, pictures=(step + 1) % 2), optimizer)
     moved = {n for n, digest in digests(model).items() if digest != before[n]}
     aliases = {id(p) for p in model.trainable().values()}
     expected = {n for n, p in model.named_parameters(remove_duplicate=False) if id(p) in aliases}
@@ -128,8 +128,11 @@ def test_base_names_survive_wrapping(petl: dict, tiny_config: MakeConfig) -> Non
 
 
 @pytest.mark.parametrize("order", ["backward_follows_forward", "both_forwards_first"])
-def test_recompute_changes_no_gradient(petl: dict, order: str, tiny_config: MakeConfig, make_batch: MakeBatch) -> None:
+def test_recompute_changes_no_gradient(
+    petl: dict, order: str, tiny_config: MakeConfig, make_batch: MakeBatch, tiny_backbones: dict, backbone_name: str
+) -> None:
     """Equal bit for bit, with dropout on, while tasks alternate: also when the next task is set before backward."""
+    has_tower = tiny_backbones[backbone_name].trains_tower
 
     def gradients(recompute: bool) -> tuple[dict[str, torch.Tensor], int]:
         model = build_model(tiny_config(petl, recompute=recompute, paper_compat=True)).train()
@@ -150,7 +153,9 @@ def test_recompute_changes_no_gradient(petl: dict, order: str, tiny_config: Make
 
     kept, calls = gradients(False)
     recomputed, more_calls = gradients(True)
-    assert more_calls == 2 * calls, "the switch did not make the layers run again"
+    again = more_calls - calls
+    # Layers of a tower in which nothing is trained, and nothing below, have no second run.
+    assert again == calls or (has_tower and 0 < again < calls), "the switch did not make the layers run again"
     assert kept.keys() == recomputed.keys()
     assert not [n for n in kept if not torch.equal(kept[n], recomputed[n])]
 
@@ -189,7 +194,8 @@ def test_only_the_active_tasks_parts_learn(petl: dict, tiny_config: MakeConfig, 
     model = build_model(tiny_config(petl, paper_compat=True)).train()
     owners = model.tasks_of_parameters()
     assert {o for o in owners.values() if o} == ({"vqa", "gqa", "coco"} if model.plan.is_task_private else set())
-    train_step(model, make_batch("gqa"))
+    for pictures in (1, 0):  # what reads text alone as well
+        train_step(model, make_batch("gqa", pictures=pictures))
     with_gradient = {n for n, p in model.trainable().items() if p.grad is not None}
     assert with_gradient == {n for n, owner in owners.items() if owner in (None, "gqa")}
 

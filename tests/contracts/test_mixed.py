@@ -43,16 +43,16 @@ def parts_of(make_batch: MakeBatch) -> list[Batch]:
 
 @torch.no_grad()
 def test_mixed_rows_are_answered_as_by_their_own_task(
-    petl: dict, tiny_config: MakeConfig, make_batch: MakeBatch
+    petl: dict, tiny_config: MakeConfig, make_batch: MakeBatch, tiny_backbones: dict, backbone_name: str
 ) -> None:
+    pad = tiny_backbones[backbone_name].pad_id
     in_single = petl["name"] in ("adapter", "prefix")  # the others differ by their sums no more
     for dtype, limit in [(torch.float64, DOUBLE), *([(torch.float32, SINGLE)] if in_single else [])]:
-        compare(randomised(tiny_config(petl)).to(dtype), parts_of(make_batch), limit)
+        compare(randomised(tiny_config(petl)).to(dtype), parts_of(make_batch), limit, pad)
 
 
-def compare(model: Model, parts: list[Batch], limit: float) -> None:
+def compare(model: Model, parts: list[Batch], limit: float, pad: int) -> None:
     """Logits, choices and generated ids of the joined batch against those of its parts."""
-    pad = model.backbone.text.config.pad_token_id
     mixed = join(parts, pad)
     assert mixed.row_tasks == ("gqa", "gqa", "gqa", "vqa", "vqa", "coco", "coco", "gqa")
     logits = model.backbone.decode(model.encode(mixed), mixed.target_ids)
@@ -110,7 +110,10 @@ class _Ids:
         return " ".join(str(i) for i in ids)
 
 
-def test_every_task_is_decoded_in_its_own_way(tiny_config: MakeConfig, make_batch: MakeBatch) -> None:
+def test_every_task_is_decoded_in_its_own_way(
+    tiny_config: MakeConfig, make_batch: MakeBatch, tiny_backbones: dict, backbone_name: str
+) -> None:
+    pad_id = tiny_backbones[backbone_name].pad_id
     model = randomised(tiny_config({"name": "adapter", "share": "none", "bottleneck": 4})).double()
     tasks = {
         "gqa": _Task("gqa", Decoding(max_tokens=6)),
@@ -118,12 +121,12 @@ def test_every_task_is_decoded_in_its_own_way(tiny_config: MakeConfig, make_batc
         "vqa": _Task("vqa", Decoding(mode="choose", choices=("7 8", "9 8"))),
     }
     evaluator, parts = Evaluator(model, _Ids()), parts_of(make_batch)
-    found = evaluator.predict_mixed_batch(tasks, join(parts, model.backbone.text.config.pad_token_id))
+    found = evaluator.predict_mixed_batch(tasks, join(parts, pad_id))
     assert [task for task, _ in found] == ["gqa"] * 3 + ["vqa"] * 2 + ["coco"] * 2 + ["gqa"]
     alone = [p for part in parts for p in evaluator.predict_batch(tasks[part.task], part)]
 
     def stripped(text: str) -> str:
-        pad = str(model.backbone.text.config.pad_token_id)
+        pad = str(pad_id)
         return (
             text.removesuffix(f" {pad}").rstrip()
             if not text.endswith(f" {pad} {pad}")
@@ -138,6 +141,6 @@ def test_every_task_is_decoded_in_its_own_way(tiny_config: MakeConfig, make_batc
 
     tasks["coco"] = _Task("coco", Decoding(mode="rank", choices=("a", "b")))
     ranked = replace(parts[2], choice_ids=torch.randint(5, 60, (2, 2, 4), generator=torch.Generator().manual_seed(2)))
-    found = evaluator.predict_mixed_batch(tasks, join([parts[0], ranked], model.backbone.text.config.pad_token_id))
+    found = evaluator.predict_mixed_batch(tasks, join([parts[0], ranked], pad_id))
     for (_, mixed), own in zip(found[3:], evaluator.predict_batch(tasks["coco"], ranked), strict=True):
         assert mixed.text == own.text and all(abs(mixed.scores[n] - s) < DOUBLE for n, s in own.scores.items())

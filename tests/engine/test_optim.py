@@ -213,6 +213,9 @@ def test_learning_rate() -> None:
     assert max(rates) == 2.0 and rates.index(2.0) == 10
     constant = OptimConfig(lr=2.0, warmup_ratio=0.1, schedule="constant")
     assert [learning_rate(s, constant, 100) for s in (5, 10, 99)] == [1.0, 2.0, 2.0]
+    cosine = OptimConfig(lr=2.0, warmup_ratio=0.1, schedule="cosine")
+    falling = [learning_rate(s, cosine, 100) for s in (5, 10, 55, 100)]
+    assert falling == pytest.approx([1.0, 2.0, 1.0, 0.0]) and learning_rate(30, cosine, 100) > 2 * 70 / 90
     assert learning_rate(0, OptimConfig(lr=2.0, warmup_ratio=0.0), 10) == 2.0
     assert learning_rate(0, OptimConfig(lr=2.0, warmup_ratio=0.1), 5) == 2.0  # half a step of warm-up is none
 

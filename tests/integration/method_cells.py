@@ -47,8 +47,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "t5_prefix": {"name": "prefix", "length": 3, "share": "none"},
     # on CLIP-ViL, whose head is trained with every method
     "vil_adapter": {"name": "adapter", "bottleneck": 4, "share": "none"},
+    # on BLIP, whose banks are used by blocks of three towers
+    "blip_uniadapter": {"name": "uniadapter", "bottleneck": 4, "share": "none"},
 }
-BACKBONES = {"t5": "clip_t5", "vil": "clip_vil"}  # by the begin of a name; the others are of CLIP-BART
+BACKBONES = {"t5": "clip_t5", "vil": "clip_vil", "blip": "blip"}  # by the begin of a method's name here
+
+
+def backbone_of(method: str) -> str:
+    """The backbone that a method of the table is on."""
+    return BACKBONES.get(method.partition("_")[0], "clip_bart")
 
 
 def make_config(method: str, stage: int) -> RunConfig:
@@ -56,11 +63,13 @@ def make_config(method: str, stage: int) -> RunConfig:
     file = FOLDER / f"zero{stage}-{dist.rank()}.json"
     settings = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
     file.write_text(json.dumps({"zero_optimization": settings}))
-    backbone = BACKBONES.get(method.partition("_")[0], "clip_bart")
+    backbone = backbone_of(method)
+    section = TINY_BACKBONES[backbone].section
+    still = {"text": {**section["text"], "dropout": 0.0}} if backbone == "blip" else {"dropout": 0.0}
     return RunConfig(
         tasks=TASKS,
         paper_compat=True,  # nothing starts at zero: every part has a gradient from the first step on
-        backbone={**TINY_BACKBONES[backbone].section, "dropout": 0.0},
+        backbone={**section, **still},
         petl=METHODS[method],
         mixture=MixtureConfig(slots=2),
         train=TrainConfig(steps=len(STEPS), global_batch=ROWS, micro_batch=ROWS // 2),
@@ -69,16 +78,16 @@ def make_config(method: str, stage: int) -> RunConfig:
     )
 
 
-def slot(task: str, seed: int) -> Batch:
+def slot(task: str, seed: int, backbone: str) -> Batch:
     """All rows of a slot."""
-    random = torch.Generator().manual_seed(seed)
+    random, tiny = torch.Generator().manual_seed(seed), TINY_BACKBONES[backbone]
     return Batch(
         task=task,
         uids=tuple(f"{task}{seed}-{i}" for i in range(ROWS)),
-        source_ids=torch.randint(5, 60, (ROWS, 6), generator=random),
+        source_ids=torch.randint(5, tiny.text_rows, (ROWS, 6), generator=random),
         source_mask=torch.ones(ROWS, 6, dtype=torch.bool),
-        features=torch.randn(ROWS, 1, 49, 256, generator=random),
-        target_ids=torch.randint(5, 60, (ROWS, 4), generator=random),
+        features=torch.randn(ROWS, 1, *tiny.grid, generator=random),
+        target_ids=torch.randint(5, tiny.text_rows, (ROWS, 4), generator=random),
         target_weights=torch.ones(ROWS),
         denominator=float(ROWS),
         loss_weight=0.5,
@@ -107,7 +116,7 @@ def plain(config: RunConfig) -> tuple[dict[str, torch.Tensor], list[float]]:
         losses.append(0.0)
         for index, task in enumerate(tasks):
             model.set_task(task)
-            loss = model(slot(task, 10 * step + index))
+            loss = model(slot(task, 10 * step + index, str(config.backbone["name"])))
             loss.backward()
             losses[-1] += float(loss.detach())
         torch.nn.utils.clip_grad_norm_([p for p in trainable.values() if p.grad is not None], config.optim.clip_norm)
@@ -134,7 +143,11 @@ def check(method: str, stage: int) -> dict[str, Any]:
     private = [n for n, owner in owners.items() if owner is not None]
     before = snapshot(engine, private)
     for step, tasks in enumerate(STEPS):
-        batches = [piece for index, task in enumerate(tasks) for piece in pieces(slot(task, 10 * step + index))]
+        batches = [
+            piece
+            for index, task in enumerate(tasks)
+            for piece in pieces(slot(task, 10 * step + index, str(config.backbone["name"])))
+        ]
         losses.append(engine.train_step(step, batches).loss)
         after = snapshot(engine, private)
         for key, value in after.items():

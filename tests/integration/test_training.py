@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from mtvl.checkpoint import find_resumable
 from mtvl.cli import DEFAULT_RECIPE
 from mtvl.config import RunConfig, load_run_config
-from mtvl.data.miniworld.write import ensure_miniworld
 from mtvl.engine import Engine, state
 from mtvl.errors import CheckpointError, ConfigError, DataError, EngineError
 from mtvl.evaluate import evaluate, format_results
@@ -31,11 +30,6 @@ from mtvl.train import STOPPED_BY_SIGNAL, train
 
 TASKS = ["vqa", "gqa", "nlvr2", "coco"]
 Recipe = Callable[..., RunConfig]
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ensure_miniworld(tmp_path_factory.mktemp("data") / "miniworld", size="tiny", progress=lambda _: None)
 
 
 @pytest.fixture(scope="session")

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from mtvl.backbones.clip_config import BUNDLED
-from mtvl.config import load_run_config
+from mtvl.config import RunConfig, load_run_config
 from mtvl.engine import start
 from mtvl.errors import ConfigError, near_names
 from mtvl.model import Model
 from mtvl.train import Run, carry_out, check_recipe
 from mtvl.types import kind_owner
 from recipe_checks.header import Header
+from recipe_checks.world import VOCABULARY
 
 # Public weights -> the preset of the same shapes, which is built from the configuration alone.
 PRESETS = {
@@ -60,12 +61,23 @@ class Outcome:
         )
 
 
+def reads_pixels(config: RunConfig) -> bool:
+    """True for a backbone that takes no stored features, and wants a root of pictures and videos."""
+    return config.backbone["name"] == "blip"
+
+
 def offline(recipe: Path) -> list[str]:
     """What has to change in `recipe` where there is no hub, no GPU and little memory; nothing that is counted or trained.
 
     Raises ConfigError for weights whose shapes no preset has.
     """
-    weights = str(load_run_config(recipe).backbone.get("weights", ""))
+    config = load_run_config(recipe)
+    weights = str(config.backbone.get("weights", ""))
+    if reads_pixels(config):  # presets, not names of weights, say its sizes
+        return [
+            "backbone.weights=", f"train.global_batch={ROWS}", f"train.micro_batch={ROWS}", "train.validate_every=0",
+            "checkpoint.keep_best=false", "data.workers=0", f"data.max_examples={EXAMPLES}",
+        ]  # fmt: skip
     if weights not in PRESETS:
         raise ConfigError(
             f"{recipe}: no preset is known for 'backbone.weights' {weights!r}; {near_names(weights, PRESETS)}"
@@ -85,8 +97,9 @@ def smoke(header: Header, root: Path, folder: Path, *, steps: int = 3, changes: 
     """
     begin, cpu = time.perf_counter(), time.process_time()
     start("cpu")
+    words = [f"backbone.tokenizer={root / VOCABULARY}"] if reads_pixels(load_run_config(header.recipe)) else []
     config = load_run_config(header.recipe, (), [
-        *offline(header.recipe), f"data.root={root}", f"data.cache={folder / 'cache'}", f"train.steps={steps}",
+        *words, *offline(header.recipe), f"data.root={root}", f"data.cache={folder / 'cache'}", f"train.steps={steps}",
         f"checkpoint.every_steps={steps}", *changes,
     ])  # fmt: skip
     check_recipe(config)
@@ -112,6 +125,7 @@ def smoke(header: Header, root: Path, folder: Path, *, steps: int = 3, changes: 
 def digests(model: Model) -> dict[str, str]:
     """Hash of every parameter and buffer by name."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("pairs.")}  # queue and teacher
     return {
         name: hashlib.sha256(memoryview(tensor.detach().cpu().contiguous().view(-1).numpy()).cast("B")).hexdigest()
         for name, tensor in tensors.items()
@@ -125,16 +139,19 @@ def split_by_fate(run: Run, records: Sequence[Mapping[str, Any]]) -> dict[str, s
     Free is what is zero still and stands before projections that have had one step only: they start at zero, and in
     their first step nothing gets a gradient through them. A task's own projections wait for that task's steps.
     """
-    kinds = {task: kind_owner("frame" if is_on_videos(run, task) else "grid") for task in run.config.tasks}
+    kinds = {
+        task: {kind_owner("frame" if is_on_videos(run, task) else "grid"), kind_owner(run.workspace.tasks[task].loss)}
+        for task in run.config.tasks
+    }
     steps: Counter[str | None] = Counter()
     for record in records:
         tasks = record["losses"]
-        steps.update({None, *tasks, *(kinds[task] for task in tasks)})
+        steps.update({None, *tasks}.union(*(kinds[task] for task in tasks)))
     owners, trained = run.model.tasks_of_parameters(), run.model.trainable()
     idle = {name for name, owner in owners.items() if not steps[owner]}
     first = run.model.plan.is_task_private and max(steps[task] for task in run.config.tasks) == 1
     free = {n for n, owner in owners.items() if (first or steps[owner] == 1) and n not in idle and not trained[n].any()}
-    everything = set(dict(run.model.named_parameters())) | set(dict(run.model.named_buffers()))
+    everything = set(digests(run.model))
     return {"active": set(owners) - idle - free, "idle": idle, "free": free, "frozen": everything - set(owners)}
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from mtvl.backbones.blip.backbone import BlipBackbone
 from mtvl.backbones.blip.config import BlipConfig
 from mtvl.backbones.blip.model import Blip
 
-__all__ = ["Blip", "BlipConfig"]
+__all__ = ["Blip", "BlipBackbone", "BlipConfig"]

@@ -103,7 +103,11 @@ class BlipConfig:
 
     `kind`: which parts it has (`PARTS`). `preset`: base (ViT-B/16), large (ViT-L/16) or tiny; `vision` and `text` replace
     single sizes. `image_size` 0: as the kind was published. `weights`: "" for random ones, or an original .pth file, a
-    .safetensors file, or a folder or hub name of transformers. `tokenizer`: a folder or a hub name.
+    .safetensors file, or a folder or hub name of transformers. `tokenizer`: "tiny_blip" (bundled), a folder or a hub name.
+    `visual`: kinds of visual input; empty means as the tasks of the run need. `frames` of a video, evenly spaced.
+    `picture_order`, `frame_order`: size of the code without parameters that tells the second picture, or frame, from the
+    first (0: a row's pictures are a set, as published). `frame_weights`: how a text weighs the frames of a video, without
+    parameters (off, paper, cosine or as_coded; `mtvl.objectives.frames`). `init_std` of random weights.
     """
 
     name: str = "blip"
@@ -115,6 +119,12 @@ class BlipConfig:
     embed_dim: int = 256
     weights: str = ""
     tokenizer: str = ""
+    visual: tuple[str, ...] = ()
+    frames: int = 8
+    picture_order: float = 0.5
+    frame_order: float = 0.0
+    frame_weights: str = "off"
+    init_std: float = 0.02
     init_seed: int = 0
 
     @property
@@ -136,6 +146,12 @@ class BlipConfig:
                 raise ConfigError(f"'backbone.{where}': width {shape.width} is no multiple of heads {shape.heads}")
         if seen.image_size % seen.patch:
             raise ConfigError(f"'backbone.image_size' {seen.image_size} is no multiple of the patch size {seen.patch}")
+        if self.frames < 1 or self.picture_order < 0 or self.frame_order < 0 or not self.init_std > 0:
+            raise ConfigError(
+                "'backbone.frames' must be at least 1, 'backbone.init_std' above 0, and 'backbone.picture_order' and "
+                f"'backbone.frame_order' not below 0; found {self.frames}, {self.init_std}, {self.picture_order} and "
+                f"{self.frame_order}"
+            )
         if parts.tied and parts.decoder_reads != "image":
             raise ConfigError("a decoder that is tied to the encoder reads image tokens, as the encoder does")
         return seen, read

@@ -1,7 +1,7 @@
 """Names of BLIP's tensors: the original checkpoints <-> ours <-> transformers.
 
 One table turns a name into another; the two things that are no renaming are the fused projections of the original vision
-transformer and its patch convolution. Every direction keeps all numbers as they are.
+transformer and its patch convolution; the temperature has a dimension here. Every direction keeps all numbers as they are.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Mapping
 import torch
 
 State = dict[str, torch.Tensor]
+
+TEMPERATURE = "temp"  # without dimensions there
 
 # (ours, original): literal pieces, applied from the front. Numbers of layers stay.
 _TOP = (
@@ -31,7 +33,7 @@ _TOP = (
     ("contrast.text.", "text_proj."),
     ("match.", "itm_head."),
     ("compare.", "cls_head."),
-    ("temperature.value", "temp"),
+    ("temperature.value", TEMPERATURE),
 )
 _EMBEDDING = {"tokens.": "word_embeddings.", "positions.": "position_embeddings.", "norm.": "LayerNorm."}
 _TEXT_LAYER = {
@@ -104,6 +106,8 @@ def to_original(state: Mapping[str, torch.Tensor], patch: int) -> State:
             tensor = torch.cat([state[f"{stem}.{part}.{leaf}"] for part in _QKV])
         elif original == "visual_encoder.patch_embed.proj.weight":
             tensor = tensor.reshape(len(tensor), 3, patch, patch)
+        elif original == TEMPERATURE:
+            tensor = tensor.reshape(())
         found[original] = tensor
     for alias, name in ALIASES.items():  # the original stores tied tensors under each of their names
         if name in found:
@@ -125,6 +129,8 @@ def from_original(original: Mapping[str, torch.Tensor], names: list[str]) -> tup
             tensor = tensor.chunk(3)[_QKV.index(name.split(".")[-2])]
         elif source == "visual_encoder.patch_embed.proj.weight":
             tensor = tensor.flatten(1)
+        elif source == TEMPERATURE:
+            tensor = tensor.reshape(1)
         found[name] = tensor
     return found, used
 

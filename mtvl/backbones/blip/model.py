@@ -18,6 +18,7 @@ from mtvl.backbones.blip.recompute import Recompute
 from mtvl.backbones.blip.sites import site_table
 from mtvl.backbones.blip.tokens import BlipText, load_blip_tokenizer
 from mtvl.backbones.blip.vit import VisionTransformer
+from mtvl.backbones.clip_config import BUNDLED
 from mtvl.backbones.decoding import SearchSettings, beam, greedy
 from mtvl.dist import is_main
 from mtvl.errors import ConfigError
@@ -25,11 +26,11 @@ from mtvl.sites import Site
 
 
 class Temperature(nn.Module):
-    """The learned divisor of similarities."""
+    """The learned divisor of similarities: (1,), since DeepSpeed cannot broadcast a tensor without dimensions."""
 
     def __init__(self, value: float = 0.07) -> None:
         super().__init__()
-        self.value = nn.Parameter(torch.tensor(value))
+        self.value = nn.Parameter(torch.full((1,), value))
 
 
 class Contrast(nn.Module):
@@ -94,21 +95,26 @@ class Blip(nn.Module):
         return model
 
     def _draw(self) -> None:
-        """BERT's and the vision transformer's own start: N(0, 0.02), zero biases, norms of one."""
+        """BERT's and the vision transformer's own start: N(0, `init_std`), zero biases, norms of one."""
+        std = self.config.init_std
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.trunc_normal_(module.weight, std=std)
                 if getattr(module, "bias", None) is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.trunc_normal_(self.vision.embed.cls, std=0.02)
-        nn.init.trunc_normal_(self.vision.embed.position, std=0.02)
+        nn.init.trunc_normal_(self.vision.embed.cls, std=std)
+        nn.init.trunc_normal_(self.vision.embed.position, std=std)
 
     def tokenizer(self) -> BlipText:
         """The tokenizer; its ids lie inside the token table, with [DEC] and [ENC] as its last two rows."""
         source = self.config.tokenizer
         if not source:
-            raise ConfigError("'backbone.tokenizer' is needed; give a folder with a vocabulary or a hub name")
-        tokenizer = load_blip_tokenizer(source)
+            raise ConfigError(
+                "'backbone.tokenizer' is needed, 'backbone.weights' hold none; give a folder with a vocabulary, a hub name, "
+                "or tiny_blip"
+            )
+        bundled = BUNDLED / source
+        tokenizer = load_blip_tokenizer(str(bundled) if (bundled / "tokenizer.json").is_file() else source)
         found = (tokenizer.dec_id, tokenizer.enc_id, tokenizer.eos_id)
         wanted = (self.text_shape.dec_id, self.text_shape.enc_id, self.text_shape.eos_id)
         if found != wanted:
@@ -121,6 +127,15 @@ class Blip(nn.Module):
     def sites(self) -> list[Site]:
         """Every module with parameters, tied ones once, and the hooks."""
         return site_table(self)
+
+    @property
+    def has_pairs(self) -> bool:
+        """True with heads of contrast and matching."""
+        return self.parts.matching
+
+    def parts_of_kinds(self) -> dict[str, str]:
+        """Begin of the names of parameters that only one kind of batch trains -> that kind (of features, or of loss)."""
+        return {"contrast.": "pairs", "match.": "pairs", "temperature.": "pairs"}
 
     def set_recompute(self, enabled: bool, contexts: Callable[[], tuple[Any, Any]] = noop_context_fn) -> None:
         """Switch activation recompute in every block; `contexts` is torch's `context_fn`."""

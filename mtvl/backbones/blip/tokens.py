@@ -35,6 +35,10 @@ class BlipText(TextTokenizer):
         """`[CLS] ids [SEP]`."""
         return [self.cls_id, *ids, self.eos_id]
 
+    def wrap_target(self, ids: Sequence[int]) -> list[int]:
+        """`ids [SEP]`: the model begins with [DEC], which is no part of an answer."""
+        return [*ids, self.eos_id]
+
 
 def load_blip_tokenizer(source: str) -> BlipText:
     """From a folder with tokenizer.json or BERT's vocab.txt, or a hub name such as bert-base-uncased.

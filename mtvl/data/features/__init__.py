@@ -4,7 +4,7 @@
 it, where ENCODER is the fingerprint of the tower (with the sampling rate, for videos).
 """
 
-from mtvl.data.features.pixels import PixelSource
+from mtvl.data.features.pixels import PixelFrames, PixelSource
 from mtvl.data.features.store import FeatureStore, FrameStore, Store, Usage, rows_of_span
 
-__all__ = ["FeatureStore", "FrameStore", "PixelSource", "Store", "Usage", "rows_of_span"]
+__all__ = ["FeatureStore", "FrameStore", "PixelFrames", "PixelSource", "Store", "Usage", "rows_of_span"]

@@ -24,6 +24,8 @@ FORMATS = Registry(
         "value_qa": "mtvl.data.formats.value_qa:ValueQA",
         "value_captions": "mtvl.data.formats.value_captions:ValueCaptions",
         "msrvtt_qa": "mtvl.data.formats.msrvtt_qa:MSRVTTQA",
+        "blip_captions": "mtvl.data.formats.paired_captions:PairedCaptions",
+        "video_captions": "mtvl.data.formats.paired_captions:VideoCaptions",
         "own_table": "mtvl.data.formats.own_table:OwnTable",
     },
 )

@@ -1,0 +1,101 @@
+"""Retrieval over a split: the same scores as the published loop over dense matrices, and ranks that follow from them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from mtvl.backbones.blip import BlipBackbone, BlipConfig
+from mtvl.retrieving import retrieve
+from mtvl.steps.reranking import rerank
+from mtvl.types import Batch, Decoding, Example, Segment, Visual
+
+SIDE = 16
+
+
+class Stub:
+    """A collator: pixels are drawn from the picture's number, ids from the text."""
+
+    def __init__(self) -> None:
+        self.shown: list[str] = []
+
+    def collate(self, task: str, examples: list[Example], *, training: bool) -> Batch:
+        assert not training
+        ids = torch.stack([torch.randint(5, 58, (6,), generator=seeded(e.segments[0].text)) for e in examples])
+        mask = torch.arange(6)[None] < torch.tensor([6 - len(e.segments[0].text) % 3 for e in examples])[:, None]
+        features = torch.zeros(len(examples), 0, 0, 0)
+        if examples[0].visual.images:
+            self.shown += [e.visual.images[0] for e in examples]
+            features = torch.stack([torch.randn(1, SIDE**2, 3, generator=seeded(e.visual.images[0])) for e in examples])
+        targets = torch.full((len(examples), 1), -100)
+        return Batch(task, tuple(e.uid for e in examples), ids, mask, features, targets, torch.ones(len(examples)))
+
+
+def seeded(text: str) -> torch.Generator:
+    return torch.Generator().manual_seed(sum(map(ord, text)))
+
+
+def examples() -> list[Example]:
+    """Seven pictures with one, two or three texts each."""
+    return [
+        Example(f"{item}_{n}", "find", (Segment("question", f"text {'x' * item} {n}"),), Visual(images=(f"/p/{item}.png",)))
+        for item in range(7)
+        for n in range(1 + item % 3)
+    ]  # fmt: skip
+
+
+def build() -> BlipBackbone:
+    text = {"width": 32, "layers": 2, "heads": 4, "ffn": 48, "vocab": 60, "positions": 40, "eos_id": 3}
+    vision = {"width": 32, "layers": 2, "heads": 4, "patch": 8}
+    config = BlipConfig(kind="retrieval", image_size=SIDE, vision=vision, text=text, embed_dim=12, init_std=0.2)
+    return BlipBackbone.build(config).eval()
+
+
+def test_ranks_are_those_of_the_dense_matrices() -> None:
+    """Top 3 of seven pictures and fourteen texts; every picture is encoded once."""
+    model, rows, stub = build(), examples(), Stub()
+    decoding = Decoding(mode="retrieve", top=3, beta=0.7)
+    found = retrieve(model, "find", decoding, rows, stub, 4, "cpu")
+    assert sorted(stub.shown) == [f"/p/{i}.png" for i in range(7)]
+
+    with torch.no_grad():
+        whole = Stub().collate("find", rows, training=False)
+        items = Stub().collate(
+            "find", [next(e for e in rows if e.uid.startswith(f"{i}_")) for i in range(7)], training=False
+        )
+        tokens = model.see(model.pixels(items)[0])
+        vectors = model.text_features(model.read(whole.source_ids, whole.source_mask))
+        similarity = model.image_features(tokens) @ vectors.T
+        texts = whole.source_ids, whole.source_mask
+        by_text, by_item = (
+            rerank(model, lambda i: tokens[i], texts, similarity, 3, by_text=flag, beta=0.7).numpy() for flag in (True, False)
+        )  # fmt: skip
+    owner = np.array([int(e.uid[0]) for e in rows])
+    for row, prediction in enumerate(found):
+        scores = by_text[row]
+        better, same = (scores > scores[owner[row]]).sum(), (scores == scores[owner[row]]).sum()
+        assert prediction.scores["text_rank"] == 1 + better + (same - 1) / 2
+        assert prediction.text == f"{int(scores.argmax())}.png"
+        own = by_item[owner[row]]
+        best = own[owner == owner[row]].max()
+        assert prediction.scores["item_rank"] == 1 + (own > best).sum() + ((own == best).sum() - 1) / 2
+    assert {p.scores["text_rank"] for p in found} > {1.0} and [p.uid for p in found] == [e.uid for e in rows]
+
+
+def test_blocks_change_nothing() -> None:
+    model, rows = build().double(), examples()
+    decoding = Decoding(mode="retrieve", top=5)
+    assert retrieve(model, "find", decoding, rows, Stub(), 3, "cpu") == retrieve(
+        model, "find", decoding, rows, Stub(), 64, "cpu"
+    )
+
+
+def test_a_text_without_its_picture_among_the_best_is_behind_all_of_them() -> None:
+    model = build()
+    rows = [replace(e, segments=(Segment("question", f"{e.uid} words"),)) for e in examples()]
+    ranks = {
+        p.scores["text_rank"] for p in retrieve(model, "find", Decoding(mode="retrieve", top=1), rows, Stub(), 8, "cpu")
+    }
+    assert ranks == {1.0, 1 + 1 + (6 - 1) / 2}  # one ahead, six that tie
