@@ -13,9 +13,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mtvl import dist
 from mtvl.config import RunConfig
-from mtvl.data.collate import IGNORE, Collator
+from mtvl.data.collate import Collator
 from mtvl.data.features.stored import is_stored
 from mtvl.data.media import open_image
+from mtvl.data.rows import IGNORE
 from mtvl.data.shown import shown_pictures
 from mtvl.errors import ConfigError, DataError
 from mtvl.evaluator import Evaluator

@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 from mtvl.config import RunConfig
-from mtvl.data.collate import IGNORE, Collator, without_rows
+from mtvl.data.collate import Collator
+from mtvl.data.rows import IGNORE, without_rows
 from mtvl.data.schedule import Schedule, Slot, num_micro_steps, slice_slot
 from mtvl.errors import ConfigError
 from mtvl.types import Batch, Example, Task

@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from mtvl import dist
+from mtvl.agreement import brief, check_ranks
 from mtvl.checkpoint import (
     find_resumable,
     left_of,
@@ -43,7 +44,7 @@ from mtvl.engine import (
 )
 from mtvl.engine.settings import check_precision, read_engine_file
 from mtvl.engine.state import read_tensors, write_tensors
-from mtvl.errors import CheckpointError, ConfigError, EngineError
+from mtvl.errors import CheckpointError, ConfigError
 from mtvl.evaluator import Evaluator
 from mtvl.export import added_rows, base_fingerprint, write_export
 from mtvl.loader import Loader
@@ -227,7 +228,7 @@ def identity_of(config: RunConfig, run: Run, schedule: Schedule, examples: dict[
         del optim["tower"]  # checkpoints from before there was such a section stay what they are
     return {
         "base": run.base, "tower": run.workspace.tower_fingerprint, "plan": run.model.plan.fingerprint(),
-        "backbone": json.dumps(_brief(config.backbone), sort_keys=True), "petl": json.dumps(config.petl, sort_keys=True),
+        "backbone": json.dumps(brief(config.backbone), sort_keys=True), "petl": json.dumps(config.petl, sort_keys=True),
         "tasks": ",".join(config.tasks),
         "seed": str(config.seed), "number of examples": json.dumps(schedule.sizes), "examples": digest.hexdigest()[:16],
         "mixture": json.dumps(to_plain(config.mixture)), "schedule": schedule.fingerprint,
@@ -246,35 +247,6 @@ def agreed(config: RunConfig, say: Callable[[str], None]) -> RunConfig:
     if "answers" in config.backbone:
         check_ranks(config)
     return config
-
-
-def _brief(backbone: dict[str, Any]) -> dict[str, Any]:
-    """The section with its lists of answers, which may run to thousands, as their numbers and a hash."""
-    if not (answers := backbone.get("answers")):
-        return backbone
-    digest = hashlib.sha256(json.dumps(answers, sort_keys=True).encode()).hexdigest()[:16]
-    numbers = ", ".join(f"{task} {len(names)}" for task, names in answers.items())
-    return {**backbone, "answers": f"{numbers} ({digest})"}
-
-
-def check_ranks(config: RunConfig) -> None:
-    """EngineError on all ranks unless all were given one recipe. Folders and files may differ from machine to machine.
-
-    Ranks with other tasks or another method would make other models, and would wait for each other without end.
-    """
-    apart = ("data", "engine", "checkpoint", "evaluate")
-    sections = {k: v for k, v in to_plain(config).items() if k not in apart}
-    backbone = _brief(sections["backbone"])
-    sections["backbone"] = {k: v for k, v in backbone.items() if not k.endswith(("weights", "tokenizer"))}
-    everyone = dist.gather_objects(sections)
-    for key in ("tasks", *sections):
-        if any(other[key] != everyone[0][key] for other in everyone):
-            lines = [f"rank {rank}: {other[key]}" for rank, other in enumerate(everyone)]
-            raise EngineError(
-                f"before the first step: the ranks were given different recipes, '{key}' differs; "
-                + "; ".join(lines)
-                + "; start all ranks with one command"
-            )
 
 
 def begin_pairs(config: RunConfig, model: Model, workspace: Workspace) -> None:

@@ -6,7 +6,6 @@ import threading
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple, Protocol
@@ -14,11 +13,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
+from mtvl.data.rows import IGNORE, item_id, shorten_video, without_rows
 from mtvl.data.schedule import stable_bits
 from mtvl.errors import ConfigError, DataError, near_names
-from mtvl.types import KEEP, Answers, Batch, Example, Limits, Segment, Target, Tokenizer, Visual, wrap_target
+from mtvl.types import KEEP, Answers, Batch, Example, Limits, Segment, Target, Tokenizer, wrap_target
 
-IGNORE = -100
 _CACHE_TEXTS = 2**18  # of sources and of targets; about 300 bytes each
 
 
@@ -134,7 +133,7 @@ class Collator:
             target_weights=torch.tensor([t.weight if t else 0.0 for t in targets], dtype=torch.float32),
             answer_scores=self._answer_scores(task, examples),  # type: ignore[arg-type]
             choice_ids=None if training else self._choices(examples, limits.target_tokens),  # type: ignore[arg-type]
-            item_ids=torch.tensor([_item_id(e.visual) for e in examples], dtype=torch.int64),
+            item_ids=torch.tensor([item_id(e.visual) for e in examples], dtype=torch.int64),
         )
         return without_rows(batch, bad) if bad else batch
 
@@ -333,34 +332,6 @@ class Collator:
             counts = self._counts[task]
             for name, value in found.items():
                 counts[name] += value
-
-
-def without_rows(batch: Batch, rows: Sequence[int]) -> Batch:
-    """The batch with `rows` that count for nothing, under either kind of loss: uid "", no target, weight 0."""
-    target_ids, weights = batch.target_ids.clone(), batch.target_weights.clone()
-    target_ids[list(rows)], weights[list(rows)] = IGNORE, 0.0
-    scores = batch.answer_scores.clone()
-    scores[list(rows)] = -1
-    uids = tuple("" if row in rows else uid for row, uid in enumerate(batch.uids))
-    return replace(batch, uids=uids, target_ids=target_ids, target_weights=weights, answer_scores=scores)
-
-
-def shorten_video(rows: torch.Tensor, max_frames: int) -> torch.Tensor:
-    """(T, P, F) -> (min(T, max_frames), P, F) by adaptive max pooling over time.
-
-    *Source:* VL-Adapter's loader of video features, for videos of more than 64 frames.
-    """
-    frames, tokens, width = rows.shape
-    if frames <= max_frames:
-        return rows
-    flat = rows.permute(1, 2, 0).reshape(1, tokens * width, frames)
-    pooled = torch.nn.functional.adaptive_max_pool1d(flat, max_frames)
-    return pooled.reshape(tokens, width, max_frames).permute(2, 0, 1)
-
-
-def _item_id(visual: Visual) -> int:
-    """A number that rows with the same pictures or video share, and no others do (63 bits of a hash)."""
-    return stable_bits("item", repr((visual.images, visual.video, visual.span))) >> 65
 
 
 _NO_IDS = np.empty(0, dtype=np.int64)

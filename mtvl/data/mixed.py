@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from mtvl.data.collate import IGNORE, Collator
+from mtvl.data.collate import Collator
+from mtvl.data.rows import IGNORE
 from mtvl.types import Batch, Example
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from mtvl.backbones.answers import AnswerList
-from mtvl.data.collate import IGNORE, Collator, draw_target
+from mtvl.data.collate import Collator, draw_target
+from mtvl.data.rows import IGNORE
 from mtvl.errors import ConfigError, DataError
 from mtvl.types import Example, Limits, Segment, Target, Visual
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from test_collate import WordTokenizer, example
 
-from mtvl.data.collate import Collator, shorten_video
+from mtvl.data.collate import Collator
+from mtvl.data.rows import shorten_video
 from mtvl.errors import ConfigError, DataError
 from mtvl.types import Example, Limits, Visual
 

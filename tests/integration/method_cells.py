@@ -19,12 +19,12 @@ import torch
 from conftest import TINY_BACKBONES
 
 from mtvl import dist
+from mtvl.agreement import check_ranks
 from mtvl.config import EngineConfig, MixtureConfig, OptimConfig, RunConfig, TrainConfig
 from mtvl.engine import Engine, finish, start
 from mtvl.errors import EngineError
 from mtvl.model import Model, build_model
 from mtvl.optim import build_optimizer, parameter_groups
-from mtvl.train import check_ranks
 from mtvl.types import Batch
 
 FOLDER = Path(sys.argv[1])
