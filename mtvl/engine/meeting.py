@@ -19,7 +19,7 @@ from mtvl.errors import EngineError
 from mtvl.machine import differences, gloo_address, listen, versions
 
 LIMIT_VARIABLE, LIMIT_SECONDS = "MTVL_MEETING_SECONDS", 120.0
-UNREACHABLE_SECONDS, KNOCK_SECONDS = 10.0, 3.0
+UNREACHABLE_SECONDS, KNOCK_SECONDS, WELCOME_SECONDS = 10.0, 3.0, 15.0
 GREETING = "mtvl-meeting-1"
 
 
@@ -82,11 +82,11 @@ def _send(connection: socket.socket, note: dict[str, Any]) -> None:
 
 def _read(connection: socket.socket, deadline: float) -> dict[str, Any]:
     """One line of JSON; ValueError for anything else, OSError when nothing comes."""
-    text = b""
+    text = bytearray()
     while not text.endswith(b"\n"):
         connection.settimeout(max(0.1, deadline - time.monotonic()))
-        piece = connection.recv(65536)
-        if not piece or len(text) > 2**20:
+        piece = connection.recv(1)  # no more than the line: the next one may follow at once
+        if not piece or len(text) > 2**22:
             raise ValueError("the connection ended before the line did")
         text += piece
     note = json.loads(text)
@@ -107,6 +107,7 @@ def _receive_all(place: Place, own: dict[str, Any]) -> str:
             try:
                 guest = stack.enter_context(server.accept()[0])
                 note = _read(guest, min(deadline, time.monotonic() + KNOCK_SECONDS))
+                _send(guest, {"greeting": GREETING})  # welcome: no other program listens at this port
             except (OSError, ValueError):  # a stranger, or nobody before the deadline
                 continue
             notes[note["rank"]], guests[note["rank"]] = note, guest
@@ -139,6 +140,7 @@ def _visit(place: Place, own: dict[str, Any]) -> str:
     with _reach(place) as connection:
         try:
             _send(connection, own)
+            _read(connection, time.monotonic() + WELCOME_SECONDS)
             deadline = time.monotonic() + place.limit_seconds + 10 * KNOCK_SECONDS
             asked = _read(connection, deadline)
             if asked["reason"]:
@@ -148,8 +150,8 @@ def _visit(place: Place, own: dict[str, Any]) -> str:
             return str(_read(connection, deadline)["reason"])
         except (OSError, ValueError) as error:
             return (
-                f"rank {place.rank} on {own['machine']} came to {place.host}:{place.port} and was not answered ({error}): does "
-                "rank 0 run there, and is the port free of other jobs? Its own message says more"
+                f"rank {place.rank} on {own['machine']} came to {place.host}:{place.port} and was not answered ({error}): another "
+                "program listens there, or rank 0 was lost; its own message says more"
             )
 
 

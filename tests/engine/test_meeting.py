@@ -13,6 +13,7 @@ from dataclasses import replace
 import pytest
 from distributed import PROJECT_ROOT, free_port
 
+from mtvl.engine import meeting as room
 from mtvl.engine.meeting import Place, is_needed, meet
 from mtvl.errors import EngineError
 
@@ -76,13 +77,21 @@ def test_a_port_in_use_is_named_by_rank_0() -> None:
     assert f"port {port} is in use" in said[0] and "--master_port" in said[0]
 
 
+def test_another_program_at_the_port_is_named_by_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the connection and says nothing; nobody waits for the limit of the meeting."""
+    monkeypatch.setattr(room, "WELCOME_SECONDS", 0.5)
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+        said = meeting([Place(1, 2, "127.0.0.1", stranger.getsockname()[1], "127.0.0.1", 60.0)], [SAME])
+    assert "was not answered" in said[0] and "another program listens there" in said[0]
+
+
 def test_an_address_that_others_do_not_reach_is_the_wrong_interface() -> None:
     """Rank 1 says that it listens at an address of a network for documentation (RFC 5737), which nothing reaches."""
     port, answers = free_port(), []
     rank0 = threading.Thread(target=lambda: answers.append(meeting([places(2, port)[0]], [SAME])))
     rank0.start()
-    from mtvl.engine import meeting as room
-
     note = {"greeting": room.GREETING, "rank": 1, "world": 2, "machine": "far", "versions": SAME, "address": "192.0.2.1",
             "door": 9}  # fmt: skip
     text = room._visit(replace(places(2, port)[1]), note)
