@@ -30,7 +30,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before DeepSpeed is imported
+if __name__ == "__main__":
+    # Before torch and DeepSpeed are imported: a process that holds a GPU cannot be forked.
+    os.environ.update(DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
 
 import torch
 from safetensors.torch import load_file

@@ -28,7 +28,9 @@ FORMAT = 1
 TAIL_BYTES = 16384
 CODE = ("mtvl", "launch", "tasks", "ds_configs")  # what a result depends on; records and tables change while runs go on
 # These change neither a model nor its scores.
-IGNORED = ("data.cache", "data.workers", "checkpoint.every_steps", "checkpoint.keep_last", "train.log_every")
+IGNORED = (
+    "data.cache", "data.workers", "checkpoint.every_steps", "checkpoint.keep_last", "train.log_every", "train.stuck_seconds",
+)  # fmt: skip
 KEYS = {"format", "method", "seed", "scores", "average", "trainable", "total", "budget", "identity", "digest"}
 
 

@@ -340,10 +340,14 @@ def guard(event: str, arguments: tuple[Any, ...]) -> None:
 sys.addaudithook(guard)
 
 
+SOME = ["data.max_examples=4", "evaluate.bootstrap=5"]
+
+
 @pytest.fixture
-def read_only(straight: Path, world: Path, recipe: Recipe) -> Iterator[RunConfig]:
+def read_only(straight: Path, world: Path, recipe: Recipe, tmp_path: Path) -> Iterator[RunConfig]:
     """A recipe whose data and full cache cannot be written."""
     config = recipe("train.steps=2", tasks=["vqa", "nlvr2"])
+    evaluate(straight, ["nlvr2"], out=tmp_path / "fills_the_cache" / "eval.json", overrides=SOME)
     guarded.extend([str(world), config.data.cache])
     yield config
     guarded.clear()
@@ -354,7 +358,7 @@ def test_read_only_data_and_caches_are_enough(read_only: RunConfig, tmp_path: Pa
         (Path(read_only.data.root) / "x").write_text("")
     run = tmp_path / "run"
     assert train(read_only, run).code == 0
-    evaluate(run, ["nlvr2"], overrides=["data.max_examples=4", "evaluate.bootstrap=5"])
+    evaluate(run, ["nlvr2"], overrides=SOME)
     guarded.append(str(tmp_path / "cold"))
     with pytest.raises(DataError, match=r"cannot write features.*set 'data\.cache' to another folder"):
         evaluate(run, ["nlvr2"], overrides=["data.max_examples=4", f"data.cache={tmp_path / 'cold'}"])

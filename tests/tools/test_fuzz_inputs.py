@@ -33,10 +33,10 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 # The same cases every time; a case that fails is named by its seed. The deadline is for one case, in ms.
+@pytest.mark.filterwarnings("ignore")
 @settings(max_examples=100, derandomize=True, deadline=60_000, database=None,
           suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])  # fmt: skip
 @given(seed=st.integers(0, 2**32 - 1))
-@pytest.mark.filterwarnings("ignore")
 def test_faults_are_refused_or_left_out(quiet: None, seed: int) -> None:
     case = draw(random.Random(seed))
     with tempfile.TemporaryDirectory() as folder:
