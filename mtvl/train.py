@@ -97,13 +97,9 @@ class Run:
             examples, self.workspace.tasks, schedule, self.workspace.collator, config, dist.rank(), dist.world_size()
         )
         self.say(self.model.plan.table())
-        groups = parameter_groups(
-            self.model.trainable(),
-            self.model.tasks_of_parameters(),
-            config.optim,
-            self.model.added(),
-            self.model.tower_parameters(),
-        )
+        model = self.model
+        parts = (model.added(), model.tower_parameters())
+        groups = parameter_groups(model.trainable(), model.tasks_of_parameters(), config.optim, *parts)
         self.engine = Engine(self.model, groups, config, self.loader.micro_steps)
         # The only use of the global generator.
         torch.manual_seed(stable_bits("dropout", config.seed, dist.rank()) % 2**63)

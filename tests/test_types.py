@@ -26,11 +26,11 @@ def test_moving_a_batch_moves_every_tensor_and_keeps_the_rest(make_batch: Callab
     tensors = [k for k, v in vars(batch).items() if isinstance(v, torch.Tensor)]
     assert tensors == [
         "source_ids", "source_mask", "features", "target_ids", "target_weights", "feature_mask", "choice_ids",
-        "answer_scores",
+        "answer_scores", "item_ids",
     ]  # fmt: skip
     assert {getattr(moved, k).device.type for k in tensors} == {"meta"}
     assert {getattr(batch, k).device.type for k in tensors} == {"cpu"}
-    for name in ("task", "uids", "loss", "denominator", "loss_weight", "feature_kind"):
+    for name in ("task", "uids", "loss", "label_smoothing", "denominator", "loss_weight", "feature_kind"):
         assert getattr(moved, name) == getattr(batch, name)
 
 

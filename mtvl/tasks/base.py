@@ -118,6 +118,19 @@ def validate(name: str, config: TaskConfig, kinds: Registry) -> None:
             raise ConfigError(f"'{name}.{key}' expects at least {bound}, found {number}")
     if not 0 <= config.label_smoothing < 1:
         raise ConfigError(f"'{name}.label_smoothing' must lie in [0, 1), found {config.label_smoothing}")
+    _check_kind(name, config)
+    if config.masking is not None and not 0 < config.masking.share < 1:
+        raise ConfigError(f"'{name}.masking.share' must lie between 0 and 1, found {config.masking.share}")
+    if not 0 <= config.bad_input.most < 1:
+        raise ConfigError(f"'{name}.bad_input.most' expects a share from 0 to below 1, found {config.bad_input.most}")
+    if not config.sources:
+        raise ConfigError(f"'{name}.sources' expects at least one source of files, found none")
+    _check_visual(name, config)
+
+
+def _check_kind(name: str, config: TaskConfig) -> None:
+    """What goes with one kind of task alone."""
+    decoding = config.decoding
     if decoding.mode == "rank" and config.kind != "choice":
         raise ConfigError(f"'{name}.decoding.mode' rank needs examples with choices of their own: kind choice alone")
     is_retrieval = {config.kind == "retrieval", config.loss == "pairs", decoding.mode == "retrieve"}
@@ -130,13 +143,6 @@ def validate(name: str, config: TaskConfig, kinds: Registry) -> None:
         raise ConfigError(
             f"'{name}.masking' belongs to the kind masked, and to no other; '{name}.kind' is {config.kind}"
         )
-    if config.masking is not None and not 0 < config.masking.share < 1:
-        raise ConfigError(f"'{name}.masking.share' must lie between 0 and 1, found {config.masking.share}")
-    if not 0 <= config.bad_input.most < 1:
-        raise ConfigError(f"'{name}.bad_input.most' expects a share from 0 to below 1, found {config.bad_input.most}")
-    if not config.sources:
-        raise ConfigError(f"'{name}.sources' expects at least one source of files, found none")
-    _check_visual(name, config)
 
 
 def _check_visual(name: str, config: TaskConfig) -> None:

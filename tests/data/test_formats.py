@@ -72,6 +72,10 @@ SOUND: dict[str, dict[str, Any]] = {
     "vg_regions": {
         "rows": [{"id": 1, "regions": [{"region_id": 11, "image_id": 1, "phrase": "a red door", "x": 2, "y": 3}]}]
     },
+    "blip_captions": {"rows": [{"image": "val2014/a.jpg", "caption": ["A dog. ", "It runs."]}]},
+    "video_captions": {
+        "rows": [{"video": "v1.mp4", "caption": "A dog runs."}, {"video": "v1.mp4", "caption": "It runs."}]
+    },
     "own_table": {"rows": {"id": "a", "picture": "a.jpg", "text": "What is it?", "answers": ["a cat", "cat"]}},
 }
 FIELDS = [
@@ -95,6 +99,8 @@ FIELDS = [
     ("msrvtt_qa", "[0]", ("rows", 0), ("id", "video_id", "question")),
     ("vg_regions", "[0]", ("rows", 0), ("id", "regions")),
     ("vg_regions", "[0].regions[0]", ("rows", 0, "regions", 0), ("region_id", "phrase")),
+    ("blip_captions", "[0]", ("rows", 0), ("image", "caption")),
+    ("video_captions", "[1]", ("rows", 1), ("video", "caption")),
     ("own_table", "line 1", ("rows",), ("id", "picture", "text", "answers")),
 ]
 # What may be left out because it stands in another place: the annotations, or (in the Flickr files) imgid.

@@ -56,4 +56,4 @@ def _captions(record: Record) -> list[str]:
     texts = [found] if isinstance(found, str) else found
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
         raise record.error(f"expected 'caption' to be a text or a list of texts, found {found!r}")
-    return list(texts)
+    return [text.strip() for text in texts]
