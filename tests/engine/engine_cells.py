@@ -324,9 +324,7 @@ def low_precision(stage: str) -> dict[str, Any]:
 
 
 def offload(stage: int) -> str:
-    """Engine file with the optimizer offloaded to the CPU; that of stage 3 offloads parameters too."""
-    if stage > 1:
-        return f"ds_configs/zero{stage}_offload.json"
+    """Engine file with the optimizer offloaded to the CPU."""
     file = FOLDER / f"offload{stage}_{dist.rank()}.json"
     file.write_text(json.dumps({"zero_optimization": {"stage": stage, "offload_optimizer": {"device": "cpu"}}}))
     return str(file)
