@@ -16,7 +16,7 @@ from mtvl.train import identity_of
 
 def identity(config: RunConfig) -> dict[str, str]:
     workspace = SimpleNamespace(tasks={}, tower_fingerprint="t")
-    run: Any = SimpleNamespace(base="b", workspace=workspace, model=SimpleNamespace(plan=make_plan(config)))
+    run: Any = SimpleNamespace(base="b", workspace=workspace, model=SimpleNamespace(plan=make_plan(config), pairs=None))
     return identity_of(config, run, Schedule({"vqa": 8}, MixtureConfig(), 4, 0), {})
 
 

@@ -21,7 +21,7 @@ _NUMBER = re.compile(r"(?<![w\d])\d+")  # of a layer in the name of a common mod
 
 def is_attribute(name: str) -> bool:
     """True for what a bank of modules by owner (`TaskBank`) has as an attribute of its own: items, type, train, ..."""
-    return name in ("current", "by_task", "_active", "_shared") or hasattr(nn.ModuleDict(), name)
+    return name in ("current", "by_task", "is_shared", "_active", "_shared") or hasattr(nn.ModuleDict(), name)
 
 
 def is_taken(name: str) -> bool:

@@ -125,7 +125,8 @@ def test_the_lists_of_the_paper(file: str) -> None:
 
 def test_methods_are_listed_with_options_and_counts(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods", "--tasks", "vqa,gqa", "petl.share=none"]) == 0
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    methods, _, _ = capsys.readouterr().out.partition("\n\n")  # the matrix follows
+    lines = {line.split()[0]: line for line in methods.splitlines()}
     plan = make_plan(load_run_config(DEFAULT_RECIPE, ["vqa", "gqa"], ["petl.name=lora", "petl.rank=128"]))
     assert f"{plan.num_trainable:,}" in lines["lora"] and "rank=128" in lines["lora"] and "100.00" in lines["full"]
     assert {"adapter", "compacter", "hyperformer", "prompt", "prefix", "ia3", "bitfit", "projection"} <= set(lines)

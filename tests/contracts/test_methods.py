@@ -38,7 +38,9 @@ def digests(model: torch.nn.Module) -> dict[str, str]:
 def train_step(model: Model, batch: Batch, optimizer: torch.optim.Optimizer | None = None) -> None:
     """Forward and backward of one batch, then a step when there is an optimizer."""
     model.set_task(batch.task)
-    model(batch).backward()
+    loss = model(batch)
+    if loss.requires_grad:  # text alone trains nothing where the visual projection is all that learns
+        loss.backward()
     if optimizer is not None:
         optimizer.step()
         optimizer.zero_grad()
