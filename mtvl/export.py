@@ -94,7 +94,9 @@ def read_config(folder: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig,
     """The recipe inside an export, with overrides, and the rest of its JSON."""
     try:
         content = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
-        values = [content[key] for key in ("config", "tasks", "plan", "base")][0]
+        values = content["config"]
+        if not isinstance(values, dict):
+            raise TypeError(f"'config' is {type(values).__name__}")
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{folder / 'adapter.json'} is damaged ({type(error).__name__}: {error})") from None
     if content.get("format") != FORMAT:
@@ -108,6 +110,8 @@ def load_export(path: Path, overrides: Sequence[str] = ()) -> tuple[Model, RunCo
     """Rebuild the trained model from an export and its public backbone; every mismatch is a CheckpointError."""
     folder = find_export(path)
     config, content = read_config(folder, overrides)
+    if missing := [key for key in ("tasks", "plan", "base") if key not in content]:
+        raise CheckpointError(f"{folder / 'adapter.json'} is damaged: it has no {', '.join(missing)}")
     model = build_model(config)
     if model.plan.fingerprint() != content["plan"]:
         raise CheckpointError(f"{folder}: its plan is {content['plan']}, this recipe makes {model.plan.fingerprint()}")

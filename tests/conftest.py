@@ -15,9 +15,11 @@ import torch
 from torch import nn
 
 from mtvl.config import RunConfig, TrainConfig
+from mtvl.data.miniworld.write import ensure_miniworld
 from mtvl.types import Batch
 
 TASKS = ("vqa", "gqa", "coco")
+LINEAR = nn.functional.linear
 
 
 @dataclass(frozen=True)
@@ -240,3 +242,15 @@ def lite_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for module in (code, model):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     return file
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data root of the smallest miniworld, made once for whole runs."""
+    return ensure_miniworld(tmp_path_factory.mktemp("data") / "miniworld", size="tiny", progress=lambda _: None)
+
+
+@pytest.fixture(autouse=True)
+def torch_linear_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed's ZeRO-3 leaves another `linear` in torch, which keeps biases for backward; no test leaves it to the next."""
+    monkeypatch.setattr(torch.nn.functional, "linear", LINEAR)

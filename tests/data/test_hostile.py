@@ -92,7 +92,7 @@ def test_an_export_is_not_unpickled(tmp_path: Path, canary: Path) -> None:
         weights.write_bytes(data)
         with pytest.raises(CheckpointError, match=r"adapter\.safetensors cannot be read"):
             load_export(tmp_path)
-    for text in ("[1]", "{}", json.dumps({"config": {}, "tasks": [], "plan": "x"})):
+    for text in ("[1]", "{}", json.dumps({"config": 1, "tasks": [], "plan": "x"})):
         facts.write_text(text)
         with pytest.raises(CheckpointError, match=r"adapter\.json is damaged"):
             load_export(tmp_path)

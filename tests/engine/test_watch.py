@@ -80,8 +80,8 @@ def test_a_lost_rank_ends_the_others(tmp_path: Path) -> None:
     assert [end.code for end in asleep] == [75, 75], describe(asleep)
     for rank, end in enumerate(asleep):
         text = (tmp_path / "stuck" / f"rank_{rank}.txt").read_text()
-        assert f"rank {rank} of 2 is stuck: 'step 3 (vqa)'" in text and text in end.output
-        assert str(script) in text
+        for report in (text, end.output):  # not the same letters: a stack may have moved on in between
+            assert f"rank {rank} of 2 is stuck: 'step 3 (vqa)'" in report and str(script) in report
 
 
 def test_other_errors_pass_unchanged() -> None:

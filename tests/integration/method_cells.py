@@ -65,7 +65,9 @@ def make_config(method: str, stage: int) -> RunConfig:
     file.write_text(json.dumps({"zero_optimization": settings}))
     backbone = backbone_of(method)
     section = TINY_BACKBONES[backbone].section
-    still = {"text": {**section["text"], "dropout": 0.0}} if backbone == "blip" else {"dropout": 0.0}
+    still: dict[str, Any] = {"dropout": 0.0}
+    if backbone == "blip":
+        still = {"text": {**section["text"], "dropout": 0.0}, "vision": {**section["vision"], "drop_path": 0.0}}
     return RunConfig(
         tasks=TASKS,
         paper_compat=True,  # nothing starts at zero: every part has a gradient from the first step on
