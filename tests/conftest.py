@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -251,6 +251,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def torch_linear_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DeepSpeed's ZeRO-3 leaves another `linear` in torch, which keeps biases for backward; no test leaves it to the next."""
-    monkeypatch.setattr(torch.nn.functional, "linear", LINEAR)
+def torch_linear_as_it_was() -> Iterator[None]:
+    """DeepSpeed's ZeRO-3 leaves another `linear` in torch, with other last bits; no test leaves it to the next, nor to the
+    fixtures of the next module."""
+    torch.nn.functional.linear = LINEAR
+    yield
+    torch.nn.functional.linear = LINEAR
