@@ -14,7 +14,7 @@ from mtvl.data.miniworld.write import ensure_miniworld
 from mtvl.train import STOPPED_BY_SIGNAL, train
 
 SCRIPT = Path(__file__).with_name("scale_cells.py")
-TOLERANCE = 5e-6  # of losses of 2 to 7; measured: see the test
+TOLERANCE = 2e-5  # of losses of 2 to 7; measured worst 6.1e-6 (two threads)
 
 pytestmark = [pytest.mark.multiproc, pytest.mark.slow]
 
