@@ -123,9 +123,10 @@ class PairsConfig:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """DeepSpeed JSON: ZeRO stage, offload and precision only."""
+    """DeepSpeed JSON (ZeRO stage, offload and precision only), and what a step on a CPU may hold."""
 
     file: str = "ds_configs/zero2.json"
+    pack_frozen: bool = True  # on CPUs: frozen weights in the processor's layout too; faster, but more memory
 
 
 @dataclass(frozen=True)

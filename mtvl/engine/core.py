@@ -14,6 +14,7 @@ import torch
 from mtvl import dist
 from mtvl.config import RunConfig
 from mtvl.engine.dropout import fast_dropout
+from mtvl.engine.frozen import packed_frozen_weights
 from mtvl.engine.masters import Masters, full_shape
 from mtvl.engine.process import start
 from mtvl.engine.settings import check_precision, deepspeed_settings
@@ -81,6 +82,7 @@ class Engine:
         self.optimizer = build_optimizer(trainable, self.groups, config.optim)
         self.deepspeed = _initialize(model.to(self.device), self.optimizer, settings)
         self.masters = Masters(self.deepspeed, self.optimizer, trainable)
+        self._packs = config.engine.pack_frozen and self.device.type == "cpu" and not self.is_partitioned
         self._window = 0  # micro-steps done in the present window
 
     @property
@@ -132,7 +134,7 @@ class Engine:
         batch = batch.to(self.device)
         batch.features = batch.features.to(DTYPES[self.config.train.precision])
         cast(Any, self.module).set_task(batch.task)
-        with fast_dropout(self.device):
+        with fast_dropout(self.device), packed_frozen_weights(self._packs):
             loss = self.deepspeed(batch)
             # DeepSpeed averages over ranks, and over micro-steps unless told not to; losses here are shares of a sum.
             self.deepspeed.backward(loss.float() * dist.world_size(), scale_wrt_gas=False)
