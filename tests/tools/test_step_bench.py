@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 TOOLS = Path(__file__).parents[2] / "tools"
 sys.path.insert(0, str(TOOLS))
@@ -13,6 +14,7 @@ sys.path.insert(0, str(TOOLS))
 from benches import step  # noqa: E402
 from benches.workers import protocol  # noqa: E402
 
+from mtvl.engine.frozen import is_available, packed_frozen_weights  # noqa: E402
 from mtvl.errors import MtvlError  # noqa: E402
 
 WORKER = """
@@ -93,3 +95,18 @@ def test_missing_environment_leaves_a_side_out(
     with pytest.raises(MtvlError, match="/nowhere/python"):
         step.command("peft LoRA r=128")
     assert step.command("full")[0] == sys.executable
+
+
+def test_operations_of_packed_weights_are_counted() -> None:
+    """A product with a frozen weight in the processor's layout counts as the plain one does."""
+    if not is_available():
+        pytest.skip("this torch was built without oneDNN")
+    layer = torch.nn.Linear(512, 640).requires_grad_(False)
+    rows = torch.randn(2, 3, 512, requires_grad=True)
+
+    def step() -> None:
+        layer(rows).sum().backward()
+
+    plain = protocol.count_operations(step)
+    with packed_frozen_weights(True):
+        assert protocol.count_operations(step) == plain == 2 * 2 * 6 * 512 * 640
