@@ -54,7 +54,7 @@ SMALL = (
     "checkpoint.keep_last=2", "backbone.dropout=0.1", "train.stuck_seconds=30",
 )  # fmt: skip
 # What depends on the clock and the machine alone.
-NOT_COMPARED = ("samples_per_second", "memory_bytes")
+NOT_COMPARED = ("samples_per_second", "memory_bytes", "save_stall_seconds")
 
 
 @dataclass

@@ -246,7 +246,11 @@ def resume(stage: str) -> dict[str, Any]:
     dist.barrier()
     straight.save(folder)
     dist.barrier()
+    copies = straight.snapshot()
     expected = [r.loss for r in run(straight, range(5, 10), 2)]
+    late = FOLDER / f"late_{stage}_{dist.world_size()}_{dist.rank()}"
+    late.mkdir()
+    copies.write(late)  # training has gone on
     again = make_engine(config, 2, dropout=0.3, noise=1.0)
     torch.manual_seed(7)
     again.load(folder)
@@ -254,6 +258,8 @@ def resume(stage: str) -> dict[str, Any]:
     return {
         "changed": changed(snapshot(straight), snapshot(again)),
         "losses_equal": losses == expected,
+        "late_equal": {p.name: p.read_bytes() for p in late.iterdir()}
+        == {p.name: p.read_bytes() for p in folder.iterdir() if dist.is_main()},
         "bytes": sum(p.stat().st_size for p in folder.iterdir()),
         "trainable": straight.num_trainable,
         "tensor_bytes": (folder / "engine.safetensors").stat().st_size,

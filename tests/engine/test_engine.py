@@ -91,6 +91,7 @@ def test_resume_is_exact(results: dict[int, Results]) -> None:
     assert len(cells) == 4 + 4 + 2
     for name, cell in cells:
         assert cell["changed"] == [] and cell["losses_equal"], name
+        assert cell["late_equal"], f"{name}: what is written while training goes on is not what it was"
 
 
 def test_state_is_small_and_holds_no_frozen_tensor(results: dict[int, Results]) -> None:
