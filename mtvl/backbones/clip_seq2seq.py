@@ -22,6 +22,7 @@ from mtvl.backbones.clip_config import (
     ClipConfig,
     bundle_settings,
     bundled_folder,
+    by_preset,
     feature_widths,
     readable,
 )
@@ -156,7 +157,7 @@ class ClipSeq2Seq(nn.Module):
     def build(cls, config: Any, *, meta: bool = False) -> Any:
         """Build from a configuration or a checkpoint; with `meta` only shapes, no weights and no memory."""
         folder = bundled_folder(config.weights)
-        text, widths = cls.text_config(config), feature_widths(config)
+        text, widths = cls.text_config(by_preset(config) if meta else config), feature_widths(config)
         if meta:
             with torch.device("meta"):
                 model = cls(config, text, widths)

@@ -54,6 +54,7 @@ def largest_batch(config: RunConfig, name: str, backbone: Any, rows: int) -> Bat
         features=torch.zeros(rows, pictures, cells, width),
         target_ids=torch.ones(rows, target, dtype=torch.int64),
         target_weights=torch.ones(rows),
+        loss=task.loss,
         denominator=float(rows),
         feature_kind=kind,
     )
@@ -61,9 +62,11 @@ def largest_batch(config: RunConfig, name: str, backbone: Any, rows: int) -> Bat
 
 def _grid(backbone: Any, kind: str) -> tuple[int, int]:
     """(P, F) of one picture, or of one video with as many frames as are kept."""
+    tower = backbone.visual_tower
+    if tower is not None and kind in backbone.pixel_kinds:
+        return tower.config.image_size**2 * (1 if kind == "grid" else backbone.max_frames), 3
     if kind == "grid":
-        tower = backbone.visual_tower
-        return backbone.stored_grid(kind) if tower is None else (tower.config.image_size**2, 3)
+        return backbone.stored_grid(kind)
     tower_config = FRAME_TOWERS.get(frame_tower_name(backbone.config))
     tokens = 1 if tower_config is None else tower_config.grid[0]
     return backbone.max_frames * tokens, backbone.widths[kind]

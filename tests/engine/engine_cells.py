@@ -365,6 +365,12 @@ def cells() -> dict[str, Callable[[], dict[str, Any]]]:
     for number in (1, 2, 3) if several else ():
         table[f"parity offload{number}"] = lambda n=number: parity(offload(n), "adamw", 3, 1, 0.5)
         table[f"idle offload{number}"] = lambda n=number: idle(offload(n), "adamw")
+    # Parameters offloaded as well.
+    if several:
+        table["parity zero3_offload"] = lambda: parity("zero3_offload", "adamw", 3, 1, 0.5)
+        table["idle zero3_offload"] = lambda: idle("zero3_offload", "adamw")
+    else:
+        table["resume zero3_offload"] = lambda: resume("zero3_offload")
     return table
 
 
