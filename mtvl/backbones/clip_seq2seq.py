@@ -75,6 +75,7 @@ class ClipSeq2Seq(nn.Module):
     renewed: tuple[str, ...] = ("visual.features.",)  # what starts at random where a bundled checkpoint's does not fit
     pixel_kinds = ("grid",)  # of which `visual_tower`, where there is one, reads pixels
     has_pairs = False  # no heads of contrast and matching
+    looks_for_words = False  # `encode` treats rows alike, with words or without
     encodes_parts = False  # a batch that mixes tasks is encoded in one go
 
     def __init__(self, config: ClipConfig, text: Any, widths: dict[str, int]) -> None:

@@ -18,6 +18,7 @@ from mtvl.types import Batch
 
 # Where a task sets no limit: as long as the longest texts of such tasks are, special tokens included.
 SOURCE_TOKENS, TARGET_TOKENS, CHOICE_TOKENS = 64, 24, 4
+SPECIAL_TOKENS = 2  # of a source without words
 PICTURES = {"statement": 2}  # of a row, by kind of task; one elsewhere
 
 
@@ -37,7 +38,8 @@ def read_task(config: RunConfig, name: str, family: str) -> TaskConfig:
 def largest_batch(config: RunConfig, name: str, backbone: Any, rows: int) -> Batch:
     """A batch of `rows` rows of the task `name` at its limits; all positions count, all features are there."""
     task = read_task(config, name, backbone.family)
-    source = task.limits.source_tokens or SOURCE_TOKENS
+    has_words = task.kind != "caption" or bool(task.prompt) or task.video is not None
+    source = (task.limits.source_tokens or SOURCE_TOKENS) if has_words else SPECIAL_TOKENS
     target = task.limits.target_tokens or (CHOICE_TOKENS if task.decoding.mode == "choose" else TARGET_TOKENS)
     longest = backbone.max_tokens or max(source, target)
     source, target = min(source, longest), min(target, longest)

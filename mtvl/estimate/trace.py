@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
+from mtvl.estimate.shapes import SPECIAL_TOKENS
 from mtvl.model import Model
 from mtvl.steps import retrieval
 from mtvl.types import Batch
@@ -148,7 +149,8 @@ def _loss(model: Model, batch: Batch) -> torch.Tensor:
     if model.pairs is not None and batch.loss == "pairs":
         return model.pairs(backbone, batch)
     # Which positions are labels is a matter of values: all of them, as in the longest targets.
-    logits = backbone.decode(backbone.encode(batch), batch.target_ids).flatten(0, 1)
+    known = {"has_words": batch.source_ids.shape[1] > SPECIAL_TOKENS} if backbone.looks_for_words else {}
+    logits = backbone.decode(backbone.encode(batch, **known), batch.target_ids).flatten(0, 1)
     return nn.functional.cross_entropy(logits.float(), batch.target_ids.flatten(), reduction="none").sum()
 
 

@@ -133,6 +133,66 @@ def test_same_step_again_replaces(tmp_path: Path) -> None:
     assert [p.name for p in folder.parent.iterdir()] == ["step_4"]
 
 
+class Killed(BaseException):
+    """What no handler of ours catches, as nothing of ours runs after SIGKILL."""
+
+
+def killed_at(moment: int, monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> bool:
+    """Run `action` and end it before its `moment`-th call that changes or flushes a file; False when it has fewer."""
+    count = 0
+
+    def counted(owner: object, name: str) -> None:
+        real = getattr(owner, name)
+
+        def call(*arguments: object, **named: object) -> object:
+            nonlocal count
+            if (count := count + 1) > moment:
+                raise Killed
+            return real(*arguments, **named)
+
+        patched.setattr(owner, name, call)
+
+    with monkeypatch.context() as patched:
+        for owner, names in (
+            (os, ("replace", "fsync", "mkdir", "unlink", "rmdir")),
+            (Path, ("write_text", "write_bytes")),
+        ):
+            for name in names:
+                counted(owner, name)
+        try:
+            action()
+        except Killed:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["a new step", "the same step again"])
+def test_a_kill_at_any_point_leaves_a_whole_checkpoint(
+    again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before and after every file, flush, rename and deletion of a save and of what is no longer kept."""
+    moments = 0
+    for moment in range(1000):
+        run = tmp_path / str(moment)
+        write(run, 1)
+        write(run, 2, "old")
+
+        def save(run: Path = run) -> None:
+            write(run, 2 if again else 3, "new")
+            cp.retain(run, 1)
+
+        if not killed_at(moment, monkeypatch, save):
+            break
+        moments += 1
+        cp.remove_unfinished(run)
+        found = cp.find_resumable(run)
+        assert found is not None and found[1] >= 2, (moment, found)
+        assert (found[0] / "engine.bin").read_text() in (f"old {found[1]}", f"new {found[1]}")
+        assert not [p.name for p in (run / "checkpoints").iterdir() if p.suffix], moment
+    assert moments > 15
+    assert cp.steps_of(run) == [2 if again else 3]  # the last one was not killed
+
+
 def test_kill_between_the_two_renames(tmp_path: Path) -> None:
     folder = write(tmp_path, 4)
     os.replace(folder, folder.with_name("step_4.old"))

@@ -271,3 +271,16 @@ def test_pairs_leave_zero3_out(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["estimate", "--tasks", "coco_retrieval", "--gpus-per-node", "2", "--device", "t4", *PAIRS]) == 0
     out = capsys.readouterr().out
     assert out.count("ZeRO ") == 3 and "ZeRO-3 is left out" in out
+
+
+def test_rows_without_words_take_another_way() -> None:
+    """Captions of the joint BLIP read the picture itself; nothing of the text's encoder is trained by them."""
+    config = load_run_config(DEFAULT_RECIPE, ["vqa", "coco"], PAIRS)
+    work = trace_work(config, 2)
+    asked, written = (set(work.passes[task].trained) for task in config.tasks)
+    assert not work.has_pairs and written < asked
+    model = build_model(config)
+    batch = largest_batch(config, "coco", model.backbone, 2)
+    model.set_task("coco")
+    model(batch).backward()
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == written
