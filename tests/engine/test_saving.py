@@ -108,6 +108,13 @@ def test_a_failure_ends_the_run_at_its_next_step(saver: Saver, tmp_path: Path) -
     assert cp.find_resumable(tmp_path) == (tmp_path / "checkpoints" / "step_3", 3)
 
 
+def test_a_folder_that_cannot_be_written_is_named(saver: Saver, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("no folder")
+    saver.save(1, writes("one"), {}, {})
+    with pytest.raises(CheckpointError, match=r"step 1 was not written; .*Not a directory.*There is no checkpoint"):
+        saver.wait()
+
+
 def test_waiting_and_the_next_save_tell_of_a_failure_too(saver: Saver) -> None:
     saver.save(1, fails, {}, {})
     with pytest.raises(CheckpointError, match="There is no checkpoint in .* yet"):
