@@ -30,7 +30,7 @@ serve(lambda: (lambda: time.sleep(seconds), f"{{sys.argv[1]}} {{sys.argv[2]}} of
 
 def test_standstill_is_compared_with_a_step() -> None:
     """On a small model; the one that is waited for holds what the other does not, hashes and disk."""
-    found = {r.name: r for r in save.measure_saves(2, "backbone.preset=tiny")}
+    found = {r.name: r for r in save.measure_saves(2, "backbone.preset=small")}
     assert set(found) == {save.STEP, save.BESIDE, save.WAITING, save.AFTER, "a checkpoint"}
     assert all(r.baseline == save.STEP and r.rounds == 2 for r in found.values() if r.unit == "s")
     assert 0 < found[save.BESIDE].median < found[save.WAITING].median
