@@ -296,7 +296,9 @@ def train(config: RunConfig, folder: Path, *, resume: str = "auto") -> RunResult
     check_recipe(config)
     if resume not in ("auto", "never"):
         require_folder(Path(resume))  # before data and model are built
-    return carry_out(Run(config, folder), resume)
+    with lost_ranks_named(lambda: left_of(folder)):
+        run = Run(config, folder)
+    return carry_out(run, resume)
 
 
 def carry_out(run: Run, resume: str = "auto") -> RunResult:

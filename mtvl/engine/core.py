@@ -79,6 +79,7 @@ class Engine:
         num_trainable = sum(p.numel() for p in trainable.values())
         settings = deepspeed_settings(config, micro_steps, dist.world_size(), num_trainable)
         self.optimizer = build_optimizer(trainable, self.groups, config.optim)
+        dist.barrier()  # a rank that has died is noticed here; in new groups, as DeepSpeed makes, it would be waited for
         self.deepspeed = _initialize(model.to(self.device), self.optimizer, settings)
         self.masters = Masters(self.deepspeed, self.optimizer, trainable)
         self._window = 0  # micro-steps done in the present window
