@@ -175,13 +175,19 @@ def launch(out: Path, world: int, method: str, stages: list[int], more: list[str
     return {int(stage): found for stage, found in json.loads(out.read_text()).items()}
 
 
-def estimated(world: int, method: str, stage: int, more: list[str]) -> dict[str, Any]:
+def traced(world: int, method: str, stage: int, more: list[str]) -> Any:
+    """The work of a device, which is the same on every stage."""
+    from mtvl.estimate.report import trace_work
+
+    return trace_work(configuration(method, stage, more), world)
+
+
+def estimated(work: Any, world: int, method: str, stage: int, more: list[str]) -> dict[str, Any]:
     """What the estimate says of the cell: bytes of memory, and sent in a step of each task."""
-    from mtvl.estimate.report import layouts, trace_work
+    from mtvl.estimate.report import layouts
     from mtvl.estimate.stages import memory
 
     config = configuration(method, stage, more)
-    work = trace_work(config, world)
     layout = next(x for x in layouts(config, world) if x.stage == stage)
     activations = max(p.activation_bytes for p in work.passes.values())
     sent = {task: work.sent_bytes(layout, task) for task in work.passes}
@@ -224,15 +230,16 @@ def main() -> int:
             own = [stage for stage in stages if stage not in REFUSED.get(method, ())]
             for world in worlds if own else ():
                 found = launch(Path(folder) / f"{method}-world{world}.json", world, method, own, args.overrides)
+                work = traced(world, method, own[0], args.overrides)
                 for stage in own:
                     cell = f"{method}-zero{stage}-world{world}"
-                    rows += compare(cell, estimated(world, method, stage, args.overrides), found[stage])
+                    more = compare(cell, estimated(work, world, method, stage, args.overrides), found[stage])
+                    rows += more
+                    for row in () if args.json else more:
+                        print(f"{row['cell']:26} {row['what']:19} estimated {row['estimated']:13,.0f}  measured "
+                              f"{row['measured']:13,.0f}  {row['off']:+.1%}", flush=True)  # fmt: skip
     if args.json:
         print(json.dumps(rows, indent=1))
-    else:
-        for row in rows:
-            print(f"{row['cell']:22} {row['what']:10} estimated {row['estimated']:13,.0f}  measured {row['measured']:13,.0f}  "
-                  f"{row['off']:+.1%}")  # fmt: skip
     worst = max(abs(row["off"]) for row in rows)
     print(f"{'FAIL' if worst > TOLERANCE else 'PASS'} {len(rows)} figures, the worst is off by {worst:.1%} "
           f"(tolerance {TOLERANCE:.0%})")  # fmt: skip
