@@ -304,13 +304,14 @@ def train(config: RunConfig, folder: Path, *, resume: str = "auto") -> RunResult
 def carry_out(run: Run, resume: str = "auto") -> RunResult:
     """What `train` does once a run is built: resume, the steps that are left, validation, checkpoints, export, DONE."""
     folder, steps = run.folder, run.config.train.steps
-    run.resume(resume)
+    left = lambda: left_of(folder)  # noqa: E731
+    with lost_ranks_named(left):
+        run.resume(resume)
     if run.first == steps and (finished := dist.broadcast_object(read_done(folder))):
         run.say(f"{folder} is complete (step {finished['step']}); nothing to do")
         return RunResult(0, steps, finished["metrics"])
     run.open_logs()
 
-    left = lambda: left_of(folder)  # noqa: E731
     with StopFlag().watching() as stop, run.watch.watching(), full_disks_named(folder), lost_ranks_named(left):
         with contextlib.closing(run):
             done = take_steps(run, stop)
