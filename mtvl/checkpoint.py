@@ -2,18 +2,21 @@
 
 A run folder holds `checkpoints/step_N/` with whatever the writers put there, `state.json` (step, fingerprints, progress)
 and `manifest.json` (size and sha256 of every other file). A folder under its final name is complete: it is written as
-`step_N.tmp`, flushed to the disk and renamed. All functions with ranks in mind decide on rank 0 and tell the others.
+`step_N.tmp`, flushed to the disk and renamed, by rank 0 alone (`mtvl.saving` does so while training goes on). All
+functions with ranks in mind decide on rank 0 and tell the others.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ FORMAT = 1
 FOLDER, MANIFEST, STATE, DONE = "checkpoints", "manifest.json", "state.json", "DONE"
 STEP_NAME = re.compile(r"step_(\d+)")
 UNFINISHED = (".tmp", ".old")
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 log = logging.getLogger(__name__)
 
@@ -35,23 +39,22 @@ def write_checkpoint(
     fingerprints: Mapping[str, str],
     progress: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write `run/checkpoints/step_N` and return it. Collective.
+    """Write `run/checkpoints/step_N` and return it. One process alone may do so, in any thread: no collective.
 
-    `writer(folder)` is called on all ranks and puts files into the temporary folder (rank 0's share and its own).
-    `fingerprints` name what the state belongs to (base weights, plan, tasks, groups) and are compared on resume;
-    `progress` is plain JSON of the caller. Raises CheckpointError on all ranks when any rank fails (a full disk); the
-    checkpoints that were there stay as they are, and what was written of this one is removed.
+    `writer(folder)` puts its files, those of all ranks, into the temporary folder. `fingerprints` name what the state
+    belongs to (base weights, plan, tasks, groups) and are compared on resume; `progress` is plain JSON of the caller.
+    Raises CheckpointError when it cannot be written (a full disk); the checkpoints that were there stay as they are, and
+    what was written of this one is removed.
     """
     final = run / FOLDER / f"step_{step}"
     folder = final.with_name(final.name + ".tmp")
     state = {"format": FORMAT, "step": step, "fingerprints": dict(fingerprints), "progress": dict(progress or {})}
     try:
-        _together(lambda: _make_empty(folder) if dist.is_main() else None)
-        _together(lambda: writer(folder))
-        _together(lambda: _seal(folder, final, state) if dist.is_main() else None)
-    except CheckpointError as error:
-        if dist.is_main():
-            shutil.rmtree(folder, ignore_errors=True)  # half a checkpoint on a full disk helps nobody
+        _make_empty(folder)
+        writer(folder)
+        _seal(folder, final, state)
+    except (OSError, MtvlError) as error:
+        shutil.rmtree(folder, ignore_errors=True)  # half a checkpoint on a full disk helps nobody
         raise CheckpointError(f"the checkpoint of step {step} was not written; {error}. {left_of(run)}") from error
     return final
 
@@ -64,16 +67,17 @@ def left_of(run: Path) -> str:
     return f"{run / FOLDER / f'step_{steps[-1]}'} stays: the same command goes on from there"
 
 
-def _together(action: Callable[[], None]) -> None:
-    """Run `action` on every rank and raise on all when it failed on any; also a barrier."""
-    failure = None
+@contextlib.contextmanager
+def full_disks_named(run: Path) -> Iterator[None]:
+    """CheckpointError in place of an OSError of a disk that takes no more, with what is left of the run."""
     try:
-        action()
-    except (OSError, MtvlError) as error:
-        failure = f"rank {dist.rank()}: {error}"
-    failures = [f for f in dist.gather_objects(failure) if f]
-    if failures:
-        raise CheckpointError("; ".join(failures))
+        yield
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        raise CheckpointError(
+            f"cannot write {error.filename or 'into ' + str(run)} ({error.strerror}); make room there. {left_of(run)}"
+        ) from error
 
 
 def _make_empty(folder: Path) -> None:

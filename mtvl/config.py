@@ -136,6 +136,7 @@ class CheckpointConfig:
     every_steps: int = 500
     keep_last: int = 2
     keep_best: bool = True
+    background: bool = True  # written while training goes on; rank 0 holds a copy of the state meanwhile
 
 
 @dataclass(frozen=True)

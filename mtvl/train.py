@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,13 @@ from mtvl import dist
 from mtvl.agreement import brief, check_ranks
 from mtvl.checkpoint import (
     find_resumable,
+    full_disks_named,
     left_of,
     read_done,
     read_state,
     remove_unfinished,
     require_folder,
     resolve_resume,
-    retain,
-    write_checkpoint,
     write_done,
 )
 from mtvl.config import RunConfig, TowerOptimConfig, to_plain
@@ -42,6 +40,7 @@ from mtvl.engine import (
     peak_memory,
     start,
 )
+from mtvl.engine.host import HostCopies
 from mtvl.engine.settings import check_precision, read_engine_file
 from mtvl.engine.state import read_tensors, write_tensors
 from mtvl.errors import CheckpointError, ConfigError
@@ -51,12 +50,12 @@ from mtvl.loader import Loader
 from mtvl.model import Model, build_model
 from mtvl.optim import parameter_groups
 from mtvl.report import JsonLines, Progress, Scalars
+from mtvl.saving import Saver
 from mtvl.tasks import TASKS_DIR, load_task
 from mtvl.tasks.visual import with_visual
 from mtvl.types import Example
 from mtvl.workspace import Workspace, with_answers
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 PAIRS = "pairs.safetensors"  # queue and teacher, in a checkpoint of a run that has them
 
 
@@ -106,6 +105,7 @@ class Run:
         run = self.engine.run if self.engine.is_partitioned else None
         self.evaluator = Evaluator(self.model, self.workspace.writer, self.device, run)
         self.watch = Watchdog(config.train.stuck_seconds, folder)
+        self.saver = Saver(folder, config.checkpoint.keep_last, background=config.checkpoint.background)
         self.first = 0
         self.best: dict[str, Any] = {}
         self.seen = dict.fromkeys(config.tasks, 0)
@@ -148,10 +148,12 @@ class Run:
             self.seen[task] += count
         if self.log is None or self.scalars is None:
             return
+        stall = self.saver.stall_seconds()
         self.log.write({
             "step": done, "task": "+".join(report.losses), "loss": report.loss, "losses": dict(report.losses),
             "lr": report.lr, "grad_norm": report.grad_norm, "samples_per_second": round(rate, 3),
             "skipped": report.skipped, "samples": dict(self.seen), "memory_bytes": peak_memory(),
+            **({"save_stall_seconds": round(stall, 4)} if stall else {}),  # before this step
             **({"suspects": list(report.suspects)} if report.skipped else {}),
         })  # fmt: skip
         if report.skipped:
@@ -165,6 +167,7 @@ class Run:
 
     def validate(self, done: int) -> None:
         """Score the validation examples; a new best is exported into `best/`."""
+        self.saver.wait()
         self.metrics = validate(self.workspace, self.evaluator, self.loader, self.config, self.watch)
         self.say(f"validation at step {done}: " + "  ".join(f"{k} {v:.2f}" for k, v in self.metrics.items()))
         if self.log is not None and self.scalars is not None:
@@ -175,20 +178,28 @@ class Run:
             self.export("best", done)
 
     def save(self, done: int) -> None:
-        """Write a checkpoint and delete those that are not kept."""
+        """Begin a checkpoint; once it is there, those that are not kept are deleted."""
         self.watch.beat(f"saving step {done}")
-        if self.log is not None:
-            self.log.to_disk()
         progress = {"best": self.best, "samples": self.seen, "validation": self.metrics}
-        write_checkpoint(self.folder, done, self._write_state, self.identity, progress)
         protected = [self.first] + ([self.best["step"]] if self.best else [])
-        retain(self.folder, self.config.checkpoint.keep_last, protected, newest=done)
+        self.saver.save(done, self._take_state, self.identity, progress, protected)
 
-    def _write_state(self, folder: Path) -> None:
-        """The files of a checkpoint."""
-        self.engine.save(folder)
+    def _take_state(self) -> Callable[[Path], None]:
+        """Copy what a checkpoint holds; the result writes its files, after the log's records up to here."""
+        state, pairs, log = self.engine.snapshot(), HostCopies(), self.log
         if self.model.pairs is not None and dist.is_main():  # the same on all ranks
-            write_tensors(folder / PAIRS, self.model.pairs.state_dict())
+            for name, tensor in self.model.pairs.state_dict().items():
+                pairs.add(name, tensor)
+
+        def write(folder: Path) -> None:
+            if log is not None:
+                log.to_disk()
+            state.write(folder)
+            if pairs.tensors:
+                pairs.wait()
+                write_tensors(folder / PAIRS, pairs.tensors)
+
+        return write
 
     def export(self, name: str, done: int) -> None:
         """Write the adapter export `name`. Collective."""
@@ -200,7 +211,8 @@ class Run:
             )  # fmt: skip
 
     def close(self) -> None:
-        """Close loader and logs."""
+        """Close loader and logs, when the checkpoint on its way is there."""
+        self.saver.close()
         self.loader.close()
         self.workspace.close()
         for log in (self.log, self.scalars):
@@ -284,19 +296,23 @@ def train(config: RunConfig, folder: Path, *, resume: str = "auto") -> RunResult
     check_recipe(config)
     if resume not in ("auto", "never"):
         require_folder(Path(resume))  # before data and model are built
-    return carry_out(Run(config, folder), resume)
+    with lost_ranks_named(lambda: left_of(folder)):
+        run = Run(config, folder)
+    return carry_out(run, resume)
 
 
 def carry_out(run: Run, resume: str = "auto") -> RunResult:
     """What `train` does once a run is built: resume, the steps that are left, validation, checkpoints, export, DONE."""
     folder, steps = run.folder, run.config.train.steps
-    run.resume(resume)
+    left = lambda: left_of(folder)  # noqa: E731
+    with lost_ranks_named(left):
+        run.resume(resume)
     if run.first == steps and (finished := dist.broadcast_object(read_done(folder))):
         run.say(f"{folder} is complete (step {finished['step']}); nothing to do")
         return RunResult(0, steps, finished["metrics"])
     run.open_logs()
 
-    with StopFlag().watching() as stop, run.watch.watching(), failures_named(folder):
+    with StopFlag().watching() as stop, run.watch.watching(), full_disks_named(folder), lost_ranks_named(left):
         with contextlib.closing(run):
             done = take_steps(run, stop)
         if done < steps:
@@ -325,6 +341,7 @@ def take_steps(run: Run, stop: StopFlag) -> int:
         run.watch.beat(f"step {done} ({', '.join(sorted({b.task for b in batches}))})")
         report = run.engine.train_step(step, batches)
         run.record(done, report, time.perf_counter() - clock)
+        run.saver.poll()
         every = config.train.validate_every or steps
         if run.is_validating and (done == steps or done % every == 0):
             run.validate(done)
@@ -332,25 +349,14 @@ def take_steps(run: Run, stop: StopFlag) -> int:
         elif done == steps or done % config.checkpoint.every_steps == 0:
             run.save(done)
         if done < steps and stop.agreed():
-            run.save(done)
+            if run.saver.newest != done:
+                run.save(done)
+            run.saver.wait()
             return done
         run.watch.beat(f"getting the batches of step {done + 1}")
         clock = time.perf_counter()  # saving and validating are not training speed
+    run.saver.wait()
     return steps
-
-
-@contextlib.contextmanager
-def failures_named(folder: Path) -> Iterator[None]:
-    """A full disk and a lost rank, in words that say what is left of the run in `folder`."""
-    try:
-        with lost_ranks_named(lambda: left_of(folder)):
-            yield
-    except OSError as error:
-        if error.errno not in FULL_DISK:
-            raise
-        raise CheckpointError(
-            f"cannot write {error.filename or 'into ' + str(folder)} ({error.strerror}); make room there. {left_of(folder)}"
-        ) from error
 
 
 def run_folder(run: Path | None, recipe: Path) -> Path:

@@ -36,6 +36,8 @@ BENCHES = Registry(
         "features": "benches.features:measure",
         "epoch": "benches.epoch:measure",
         "step": "benches.step:measure",
+        "save": "benches.save:measure",
+        "ranks": "benches.ranks:measure",
         "decode": "benches.decode:measure",
     },
 )

@@ -54,7 +54,7 @@ SMALL = (
     "checkpoint.keep_last=2", "backbone.dropout=0.1", "train.stuck_seconds=30",
 )  # fmt: skip
 # What depends on the clock and the machine alone.
-NOT_COMPARED = ("samples_per_second", "memory_bytes")
+NOT_COMPARED = ("samples_per_second", "memory_bytes", "save_stall_seconds")
 
 
 @dataclass
@@ -116,7 +116,7 @@ class Setup:
             os.dup2(target, 2)
         if port:
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(self.ranks), MASTER_ADDR="127.0.0.1",
-                              MASTER_PORT=port)  # fmt: skip
+                              MASTER_PORT=port, MTVL_MEETING_SECONDS=f"{ALONE_SECONDS / 2:g}")  # fmt: skip
         if self.fresh:
             os.execv(sys.executable, [sys.executable, str(ROOT / "launch" / "train.py"), *words[1:]])
         os._exit(run_mtvl(words))  # nothing of the parent may run twice

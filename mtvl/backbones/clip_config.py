@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mtvl.backbones.frame_tower import FRAME_TOWERS
 from mtvl.backbones.towers import TOWERS
@@ -16,6 +16,12 @@ from mtvl.errors import CheckpointError, ConfigError, near_names
 VISUAL_KINDS = ("grid", "frame")
 STORED = "stored"  # in place of a tower's name
 STORED_WIDTHS = {"grid": 2048, "frame": 512}  # RN101 and ViT-B/32, as VL-Adapter's files hold them
+# Public weights -> the preset of the same shapes.
+PUBLIC_PRESETS = {
+    "facebook/bart-base": "base", "facebook/bart-large": "large", "google-t5/t5-base": "base", "t5-base": "base",
+    "google-t5/t5-large": "large", "t5-large": "large", "google-bert/bert-base-uncased": "base",
+    "bert-base-uncased": "base", "google-bert/bert-large-uncased": "large", "bert-large-uncased": "large",
+}  # fmt: skip
 BUNDLED = Path(__file__).parent / "weights"  # small checkpoints that ship with the package
 
 
@@ -66,6 +72,9 @@ def bundle_settings(config: ClipConfig) -> dict[str, Any]:
     return json.loads((folder / "backbone.json").read_text()) if folder else {}
 
 
+Config = TypeVar("Config", bound=ClipConfig)
+
+
 @contextlib.contextmanager
 def readable(source: str) -> Iterator[None]:
     """Turn what transformers raises about `source` into an error that says what would have been accepted."""
@@ -79,6 +88,13 @@ def readable(source: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(f"'backbone.weights' {source}: cannot be loaded ({str(error).splitlines()[0]})") from None
+
+
+def by_preset(config: Config) -> Config:
+    """`config` with a preset in place of public weights of known shapes: what needs shapes alone asks no hub."""
+    if config.weights in PUBLIC_PRESETS and not Path(config.weights).is_dir():
+        return replace(config, weights="", preset=PUBLIC_PRESETS[config.weights])
+    return config
 
 
 def preset_values(config: ClipConfig, presets: Mapping[str, dict[str, Any]], family: str) -> dict[str, Any] | None:

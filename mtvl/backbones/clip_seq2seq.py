@@ -22,6 +22,7 @@ from mtvl.backbones.clip_config import (
     ClipConfig,
     bundle_settings,
     bundled_folder,
+    by_preset,
     feature_widths,
     readable,
 )
@@ -74,6 +75,7 @@ class ClipSeq2Seq(nn.Module):
     renewed: tuple[str, ...] = ("visual.features.",)  # what starts at random where a bundled checkpoint's does not fit
     pixel_kinds = ("grid",)  # of which `visual_tower`, where there is one, reads pixels
     has_pairs = False  # no heads of contrast and matching
+    looks_for_words = False  # `encode` treats rows alike, with words or without
     encodes_parts = False  # a batch that mixes tasks is encoded in one go
 
     def __init__(self, config: ClipConfig, text: Any, widths: dict[str, int]) -> None:
@@ -156,7 +158,7 @@ class ClipSeq2Seq(nn.Module):
     def build(cls, config: Any, *, meta: bool = False) -> Any:
         """Build from a configuration or a checkpoint; with `meta` only shapes, no weights and no memory."""
         folder = bundled_folder(config.weights)
-        text, widths = cls.text_config(config), feature_widths(config)
+        text, widths = cls.text_config(by_preset(config) if meta else config), feature_widths(config)
         if meta:
             with torch.device("meta"):
                 model = cls(config, text, widths)

@@ -18,7 +18,7 @@ from mtvl.engine.frozen import packed_frozen_weights
 from mtvl.engine.masters import Masters, full_shape
 from mtvl.engine.process import start
 from mtvl.engine.settings import check_precision, deepspeed_settings
-from mtvl.engine.state import load_state, save_state
+from mtvl.engine.state import Snapshot, load_state, take_state
 from mtvl.errors import EngineError
 from mtvl.optim import FIRST_WINDOWS, ParameterGroup, build_optimizer, check_groups, learning_rate
 from mtvl.types import Batch, kind_owner
@@ -80,6 +80,7 @@ class Engine:
         num_trainable = sum(p.numel() for p in trainable.values())
         settings = deepspeed_settings(config, micro_steps, dist.world_size(), num_trainable)
         self.optimizer = build_optimizer(trainable, self.groups, config.optim)
+        dist.barrier()  # a rank that has died is noticed here; in new groups, as DeepSpeed makes, it would be waited for
         self.deepspeed = _initialize(model.to(self.device), self.optimizer, settings)
         self.masters = Masters(self.deepspeed, self.optimizer, trainable)
         self._packs = config.engine.pack_frozen and self.device.type == "cpu" and not self.is_partitioned
@@ -253,13 +254,18 @@ class Engine:
                 state[name] = full
         return state
 
+    def snapshot(self) -> Snapshot:
+        """The exact training state in rank 0's memory, to be written while training goes on. Collective; must not run
+        inside a window."""
+        facts = {"skipped_steps": self.skipped_steps, "skipped_in_a_row": self.skipped_in_a_row}
+        return take_state(self.masters, self.groups, facts)
+
     def save(self, folder: Path) -> None:
         """Write the exact training state into the existing `folder`. Collective; must not run inside a window."""
-        facts = {"skipped_steps": self.skipped_steps, "skipped_in_a_row": self.skipped_in_a_row}
-        save_state(folder, self.masters, self.groups, facts)
+        self.snapshot().write(folder)
 
     def load(self, folder: Path) -> None:
-        """Restore `save`'s state on any ZeRO stage and number of ranks. Collective; CheckpointError on a mismatch."""
+        """Restore a saved state on any ZeRO stage and number of ranks. Collective; CheckpointError on a mismatch."""
         facts = load_state(folder, self.masters, self.groups)
         self.skipped_steps = facts["skipped_steps"]
         self.skipped_in_a_row = facts["skipped_in_a_row"]

@@ -70,16 +70,20 @@ class Masters:
 
     def get(self, name: str, state: str | None = None) -> torch.Tensor:
         """Full fp32 CPU copy of the master weight (or of the moment `state`) of `name`. Collective from stage 1 on."""
+        return self.look(name, state).to("cpu", copy=True)
+
+    def look(self, name: str, state: str | None = None) -> torch.Tensor:
+        """As `get`, on this rank's device, and perhaps the very tensor that is trained: to be copied, not kept."""
         parameter = self.parameters[name]
         if self.stage == 0:
             source = parameter if state is None else self.optimizer.state[parameter][state]
-            return source.detach().to("cpu", torch.float32, copy=True)
+            return source.detach().float()
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         full = safe_get_full_fp32_param(parameter) if state is None else safe_get_full_optimizer_state(parameter, state)
         if full is None or full.numel() == 0:
             raise EngineError(f"DeepSpeed returned no {state or 'weight'} for {name}")
-        return full.detach().to("cpu", torch.float32, copy=True)
+        return full.detach().float()
 
     @torch.no_grad()
     def set(self, name: str, value: torch.Tensor, state: str | None = None) -> None:

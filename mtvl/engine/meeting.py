@@ -43,15 +43,22 @@ def is_needed() -> bool:
     return world > 1 and local != world and not is_here and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
 
-def meet_others(backend: str) -> None:
-    """`meet` at the place that the launcher's variables name. EngineError when a variable is wrong."""
+def limit_seconds() -> float:
+    """How long ranks wait for one that does not come; EngineError when the variable is wrong."""
     text = os.environ.get(LIMIT_VARIABLE, str(LIMIT_SECONDS))
     try:
-        limit, port = float(text), int(os.environ["MASTER_PORT"])
+        return float(text)
     except ValueError:
-        raise EngineError(
-            f"{LIMIT_VARIABLE} expects seconds and MASTER_PORT a number, found {text!r} and {os.environ['MASTER_PORT']!r}"
-        ) from None
+        raise EngineError(f"{LIMIT_VARIABLE} expects seconds, found {text!r}") from None
+
+
+def meet_others(backend: str) -> None:
+    """`meet` at the place that the launcher's variables name. EngineError when a variable is wrong."""
+    limit = limit_seconds()
+    try:
+        port = int(os.environ["MASTER_PORT"])
+    except ValueError:
+        raise EngineError(f"MASTER_PORT expects a number, found {os.environ['MASTER_PORT']!r}") from None
     address = gloo_address() if backend == "gloo" else ""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     meet(Place(rank, world, os.environ["MASTER_ADDR"], port, address, limit), versions())

@@ -13,7 +13,9 @@ import resource
 import shutil
 import socket
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,8 +23,8 @@ import torch
 import torch.distributed as torch_dist
 
 from mtvl import dist
-from mtvl.engine.meeting import is_needed, meet_others
-from mtvl.errors import EngineError
+from mtvl.engine.meeting import LIMIT_VARIABLE, is_needed, limit_seconds, meet_others
+from mtvl.errors import EngineError, LostRankError
 from mtvl.machine import check_interfaces, differences, versions
 
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -39,7 +41,8 @@ def start(device: str | None = None, local_rank: int | None = None) -> torch.dev
 
     Works under `deepspeed`, `torchrun`, `srun` with exported variables, and in a plain process, for which the variables
     are set here with a free port. LOCAL_RANK from the environment wins over `local_rank`. A second call returns the
-    device of the first. Raises EngineError when the launcher's variables are incomplete or the device does not exist.
+    device of the first. Raises EngineError when the launcher's variables are incomplete or the device does not exist; the
+    process ends with LostRankError's code when another rank does not come within MTVL_MEETING_SECONDS.
     """
     global _device
     if _device is not None:
@@ -60,7 +63,8 @@ def start(device: str | None = None, local_rank: int | None = None) -> torch.dev
     if several_machines:
         meet_others(backend)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints what it built
+        # DeepSpeed prints what it built.
+        with contextlib.redirect_stdout(io.StringIO()), _together_in_time(limit_seconds()):
             deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)
     except torch_dist.DistNetworkError as error:
         raise EngineError(
@@ -71,6 +75,30 @@ def start(device: str | None = None, local_rank: int | None = None) -> torch.dev
         _compare_versions()
     _device = chosen
     return chosen
+
+
+@contextlib.contextmanager
+def _together_in_time(seconds: float) -> Iterator[None]:
+    """End this process when the ranks are not together in time, e.g. since one has died: torch would wait for half an hour,
+    and no exception reaches it there."""
+
+    def give_up() -> None:
+        print(
+            f"mtvl: error: rank {dist.rank()} of {dist.world_size()} waited {seconds:g} s for the others at "
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}, and one did not come; its own output says why. Start the "
+            f"same command again; {LIMIT_VARIABLE} makes all wait longer",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+        os._exit(LostRankError.exit_code)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    if dist.world_size() > 1:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _compare_versions() -> None:

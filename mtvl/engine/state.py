@@ -11,6 +11,7 @@ import json
 import logging
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from mtvl import dist
+from mtvl.engine.host import HostCopies
 from mtvl.engine.masters import Masters, full_shape
 from mtvl.errors import CheckpointError
 from mtvl.optim import ParameterGroup
@@ -47,32 +49,51 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"cannot read {file}: {error}; go on from another checkpoint") from None
 
 
-def save_state(folder: Path, masters: Masters, groups: Sequence[ParameterGroup], facts: Mapping[str, Any]) -> None:
-    """Write the state into the existing `folder`. Collective; rank 0 writes, every rank adds its generators."""
-    optimizer = masters.optimizer
-    tensors: dict[str, torch.Tensor] = {}
+@dataclass(frozen=True)
+class Snapshot:
+    """The training state as it was at one moment, held by rank 0 (nothing elsewhere); what is trained on changes none of it."""
+
+    tensors: HostCopies
+    generators: tuple[dict[str, torch.Tensor], ...] = ()  # by rank
+    facts: str = ""
+
+    def write(self, folder: Path) -> None:
+        """Write the state into the existing `folder`; on other ranks than 0 nothing. May be called in another thread."""
+        if not self.facts:
+            return
+        self.tensors.wait()
+        for rank, generators in enumerate(self.generators):
+            write_tensors(folder / f"random_{rank}.safetensors", generators)
+        write_tensors(folder / TENSORS, self.tensors.tensors)
+        (folder / FACTS).write_text(self.facts, encoding="utf-8")
+
+
+def take_state(masters: Masters, groups: Sequence[ParameterGroup], facts: Mapping[str, Any]) -> Snapshot:
+    """Copy the state of all ranks to rank 0's memory. Collective."""
+    optimizer, copies = masters.optimizer, HostCopies()
     for state in (None, *optimizer.state_names):
         for name in masters.parameters:
-            full = masters.get(name, state)  # a collective: on all ranks, in one order
+            full = masters.look(name, state)  # a collective: on all ranks, in one order
             if dist.is_main():
-                tensors[f"{state or WEIGHT}/{name}"] = full
-    write_tensors(folder / f"random_{dist.rank()}.safetensors", random_state())
-    if dist.is_main():
-        write_tensors(folder / TENSORS, tensors)
-        content = {
-            "format": FORMAT,
-            "optimizer": type(optimizer).__name__,
-            "world_size": dist.world_size(),
-            "groups": [
-                {"name": g.name, "task": g.task, "decay": g.decay, "steps": optimizer.counts[g.name]} for g in groups
-            ],
-            **facts,
-        }
-        (folder / FACTS).write_text(json.dumps(content, indent=1), encoding="utf-8")
+                copies.add(f"{state or WEIGHT}/{name}", full)
+    # Rank 0 writes them all: a checkpoint is whole without any other rank having come so far.
+    generators = dist.gather_objects(random_state())
+    if not dist.is_main():
+        return Snapshot(copies)
+    content = {
+        "format": FORMAT,
+        "optimizer": type(optimizer).__name__,
+        "world_size": dist.world_size(),
+        "groups": [
+            {"name": g.name, "task": g.task, "decay": g.decay, "steps": optimizer.counts[g.name]} for g in groups
+        ],
+        **facts,
+    }
+    return Snapshot(copies, tuple(generators), json.dumps(content, indent=1))
 
 
 def load_state(folder: Path, masters: Masters, groups: Sequence[ParameterGroup]) -> dict[str, Any]:
-    """Restore what `save_state` wrote and return the content of `engine.json`. Collective.
+    """Restore what a `Snapshot` wrote and return the content of `engine.json`. Collective.
 
     Everything is compared before anything is set. Raises CheckpointError naming the first item that differs.
     """

@@ -31,6 +31,7 @@ class Work:
     passes: Mapping[str, Pass]
     micro_steps: int  # of an optimizer step on one device, over all slots
     rows: int  # most rows of a micro-step
+    has_pairs: bool = False  # pictures are matched with texts, by a teacher that reads whole weights
 
     @property
     def alternates(self) -> bool:
@@ -56,15 +57,20 @@ class Row:
 def trace_work(config: RunConfig, world_size: int) -> Work:
     """Run one micro-step of every task of `config` on shapes alone, with the rows that fall to one of `world_size` devices."""
     model = build_model(config, meta=True)
-    rows, passes = rows_of(config, world_size), {}
+    rows, passes, batches = rows_of(config, world_size), {}, {}
     with fake_tensors():
         make_fake(model, DTYPES[config.train.precision])
         for name in config.tasks:
             batch = largest_batch(config, name, model.backbone, rows)
+            if batch.loss == "pairs" and model.pairs is None:
+                model.begin_pairs(config.pairs)
+                model.pairs.step.teacher.float()  # whatever the precision of the model
+            batches[name] = batch
+        for name, batch in batches.items():
             batch.features = batch.features.to(DTYPES[config.train.precision])
-            passes[name] = micro_step(model, batch)
+            passes[name] = micro_step(model, batch, world_size)
     micro = num_micro_steps(config.train.global_batch, config.train.micro_batch, world_size)
-    return Work(_sizes(model), passes, micro * config.mixture.slots, rows)
+    return Work(_sizes(model), passes, micro * config.mixture.slots, rows, model.pairs is not None)
 
 
 def _sizes(model: Model) -> Sizes:
@@ -113,6 +119,8 @@ def estimate_rows(config: RunConfig, nodes: int, gpus_per_node: int, device: Dev
     link = 1e9 * (min(device.link_gb, device.network_gb) if nodes > 1 else device.link_gb)
     rows = []
     for layout in layouts(config, world):
+        if layout.stage == 3 and work.has_pairs:
+            continue  # refused by the trainer
         needed = memory(work.sizes, layout, activations)
         per_task = [work.sent_bytes(layout, task) for task in work.passes]
         sent = sum(per_task) // len(per_task)
@@ -130,7 +138,7 @@ def estimate(config: RunConfig, nodes: int, gpus_per_node: int, device_name: str
     work = trace_work(config, nodes * gpus_per_node)
     rows = estimate_rows(config, nodes, gpus_per_node, device, work)
     return "\n".join(
-        [*_head(config, nodes, gpus_per_node, device_name, device, work), _table(rows, device), *_notes(rows)]
+        [*_head(config, nodes, gpus_per_node, device_name, device, work), _table(rows, device), *_notes(rows, work)]
     )
 
 
@@ -167,12 +175,14 @@ def _table(rows: list[Row], device: Device) -> str:
     return table(lines, header)
 
 
-def _notes(rows: list[Row]) -> list[str]:
+def _notes(rows: list[Row], work: Work) -> list[str]:
     notes = [
         "",
         "Batches at the limits of the task files; activations of forward and backward at their highest point; sent",
     ]
     notes.append("bytes of one device by ring algorithms; seconds are the mean of the tasks, and nothing overlaps.")
+    if work.has_pairs:
+        notes.append("ZeRO-3 is left out: the teacher of tasks on pairs reads whole weights.")
     if not any(row.fits for row in rows):
         notes.append(
             "Nothing fits: lower train.micro_batch (the result stays the same), set train.recompute=true, or take bf16."

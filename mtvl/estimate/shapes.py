@@ -18,6 +18,7 @@ from mtvl.types import Batch
 
 # Where a task sets no limit: as long as the longest texts of such tasks are, special tokens included.
 SOURCE_TOKENS, TARGET_TOKENS, CHOICE_TOKENS = 64, 24, 4
+SPECIAL_TOKENS = 2  # of a source without words
 PICTURES = {"statement": 2}  # of a row, by kind of task; one elsewhere
 
 
@@ -37,7 +38,8 @@ def read_task(config: RunConfig, name: str, family: str) -> TaskConfig:
 def largest_batch(config: RunConfig, name: str, backbone: Any, rows: int) -> Batch:
     """A batch of `rows` rows of the task `name` at its limits; all positions count, all features are there."""
     task = read_task(config, name, backbone.family)
-    source = task.limits.source_tokens or SOURCE_TOKENS
+    has_words = task.kind != "caption" or bool(task.prompt) or task.video is not None
+    source = (task.limits.source_tokens or SOURCE_TOKENS) if has_words else SPECIAL_TOKENS
     target = task.limits.target_tokens or (CHOICE_TOKENS if task.decoding.mode == "choose" else TARGET_TOKENS)
     longest = backbone.max_tokens or max(source, target)
     source, target = min(source, longest), min(target, longest)
@@ -54,6 +56,7 @@ def largest_batch(config: RunConfig, name: str, backbone: Any, rows: int) -> Bat
         features=torch.zeros(rows, pictures, cells, width),
         target_ids=torch.ones(rows, target, dtype=torch.int64),
         target_weights=torch.ones(rows),
+        loss=task.loss,
         denominator=float(rows),
         feature_kind=kind,
     )
@@ -61,9 +64,11 @@ def largest_batch(config: RunConfig, name: str, backbone: Any, rows: int) -> Bat
 
 def _grid(backbone: Any, kind: str) -> tuple[int, int]:
     """(P, F) of one picture, or of one video with as many frames as are kept."""
+    tower = backbone.visual_tower
+    if tower is not None and kind in backbone.pixel_kinds:
+        return tower.config.image_size**2 * (1 if kind == "grid" else backbone.max_frames), 3
     if kind == "grid":
-        tower = backbone.visual_tower
-        return backbone.stored_grid(kind) if tower is None else (tower.config.image_size**2, 3)
+        return backbone.stored_grid(kind)
     tower_config = FRAME_TOWERS.get(frame_tower_name(backbone.config))
     tokens = 1 if tower_config is None else tower_config.grid[0]
     return backbone.max_frames * tokens, backbone.widths[kind]

@@ -115,16 +115,24 @@ def _partitioned(sizes: Sizes, layout: Layout) -> int:
 
 
 def traffic(sizes: Sizes, layout: Layout, passes: Sequence[Pass], *, alternates: bool = False) -> int:
-    """Bytes that one device sends in an optimizer step made of the micro-steps `passes`, with ring algorithms.
+    """Bytes that one device sends in an optimizer step made of the micro-steps `passes`, with ring algorithms: for weights
+    and gradients, and where the loss exchanges rows.
 
     `alternates`: other steps run other modules (parts of other tasks). ZeRO-3 then never learns in which order weights are
     used: it gathers all of them for forward and again for backward, small ones too, and in the first micro-step those in
     vain that the step before would have needed next (tied ones are at hand already).
     """
-    world, size = layout.world_size, layout.bytes
-    if world == 1:
+    if layout.world_size == 1:
         return 0
-    ring = (world - 1) / world
+    ring = (layout.world_size - 1) / layout.world_size
+    exchanged = int(ring * sum(p.exchanged_bytes for p in passes))
+    return exchanged + _traffic_of_weights(sizes, layout, passes, ring, alternates=alternates)
+
+
+def _traffic_of_weights(
+    sizes: Sizes, layout: Layout, passes: Sequence[Pass], ring: float, *, alternates: bool
+) -> int:  # fmt: skip
+    size = layout.bytes
     trained = sum(sizes.trained.values())
     fired = sum(sum(p.trained.values()) for p in passes)
     if layout.stage == 0:

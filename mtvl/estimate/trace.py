@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
+from mtvl.estimate.shapes import SPECIAL_TOKENS
 from mtvl.model import Model
+from mtvl.steps import retrieval
 from mtvl.types import Batch
 
 
@@ -24,7 +26,8 @@ class Pass:
     """Forward and backward of one micro-batch of `task` on one device.
 
     `activation_bytes`: most bytes alive at once beside parameters and their gradients; `flops`: multiplications and
-    additions of all matrix products, those of recompute included; `trained`: sizes of the parameters that got a gradient.
+    additions of all matrix products, those of recompute included; `trained`: sizes of the parameters that got a gradient;
+    `exchanged_bytes`: what the loss itself sums or gathers over the ranks, in bytes of the results.
     """
 
     task: str
@@ -32,6 +35,36 @@ class Pass:
     activation_bytes: int
     flops: int
     trained: dict[str, int]
+    exchanged_bytes: int = 0
+
+
+class _Gathered(torch.autograd.Function):
+    """The rows of `ranks` ranks where there is one: what `mtvl.dist.gather_rows` makes and sends, in numbers of bytes."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, ranks: int, count: Callable[[int], None]) -> torch.Tensor:
+        ctx.own, ctx.count = len(rows), count
+        found = torch.cat([torch.empty_like(rows) for _ in range(ranks)])
+        count(found.untyped_storage().nbytes())
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+        ctx.count(2 * grad.untyped_storage().nbytes())  # an all-reduce sends its tensor twice
+        return grad.contiguous()[: ctx.own], None, None
+
+
+@contextlib.contextmanager
+def _ranks(number: int) -> Iterator[list[int]]:
+    """Inside, pairs are matched as among `number` ranks; yields the bytes that they exchange, tensor by tensor."""
+    bytes_of: list[int] = []
+    before = retrieval.gather_rows
+    if number > 1:
+        retrieval.gather_rows = lambda rows: _Gathered.apply(rows, number, bytes_of.append)
+    try:
+        yield bytes_of
+    finally:
+        retrieval.gather_rows = before
 
 
 class _Live(TorchDispatchMode):
@@ -95,27 +128,30 @@ def fake_tensors() -> Iterator[None]:
         yield
 
 
-def micro_step(model: Model, batch: Batch) -> Pass:
-    """Forward and backward of `batch` within `fake_tensors`; every target position counts as a label."""
-    backbone: Any = model.backbone
+def micro_step(model: Model, batch: Batch, ranks: int = 1) -> Pass:
+    """Forward and backward of `batch` within `fake_tensors`, on one of `ranks` devices; every target position counts as a
+    label."""
     model.set_task(batch.task)
     model.zero_grad(set_to_none=True)
     live, counter = _Live(), FlopCounterMode(display=False)
     for tensor in [*model.parameters(), *model.buffers(), *_tensors(batch)]:
         live.ignore(tensor)
-    # Which positions are labels is a matter of values: all of them, as in the longest targets.
-    backbone.label_logits = lambda memory, ids: backbone.decode(memory, ids).flatten(0, 1)
-    try:
-        with live, counter:
-            logits = backbone.label_logits(backbone.encode(batch), batch.target_ids)
-            loss = nn.functional.cross_entropy(logits.float(), batch.target_ids.flatten(), reduction="none").sum()
-            loss.backward()
-    finally:
-        del backbone.label_logits
+    with _ranks(ranks) as exchanged, live, counter:
+        _loss(model, batch).backward()
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     trained = {n: g.numel() for n, g in gradients.items()}
     own = sum(g.untyped_storage().nbytes() for g in gradients.values())
-    return Pass(batch.task, len(batch.uids), live.peak - own, counter.get_total_flops(), trained)
+    return Pass(batch.task, len(batch.uids), live.peak - own, counter.get_total_flops(), trained, sum(exchanged))
+
+
+def _loss(model: Model, batch: Batch) -> torch.Tensor:
+    backbone: Any = model.backbone
+    if model.pairs is not None and batch.loss == "pairs":
+        return model.pairs(backbone, batch)
+    # Which positions are labels is a matter of values: all of them, as in the longest targets.
+    known = {"has_words": batch.source_ids.shape[1] > SPECIAL_TOKENS} if backbone.looks_for_words else {}
+    logits = backbone.decode(backbone.encode(batch, **known), batch.target_ids).flatten(0, 1)
+    return nn.functional.cross_entropy(logits.float(), batch.target_ids.flatten(), reduction="none").sum()
 
 
 def _tensors(batch: Batch) -> list[torch.Tensor]:

@@ -246,7 +246,11 @@ def resume(stage: str) -> dict[str, Any]:
     dist.barrier()
     straight.save(folder)
     dist.barrier()
+    copies = straight.snapshot()
     expected = [r.loss for r in run(straight, range(5, 10), 2)]
+    late = FOLDER / f"late_{stage}_{dist.world_size()}_{dist.rank()}"
+    late.mkdir()
+    copies.write(late)  # training has gone on
     again = make_engine(config, 2, dropout=0.3, noise=1.0)
     torch.manual_seed(7)
     again.load(folder)
@@ -254,6 +258,8 @@ def resume(stage: str) -> dict[str, Any]:
     return {
         "changed": changed(snapshot(straight), snapshot(again)),
         "losses_equal": losses == expected,
+        "late_equal": {p.name: p.read_bytes() for p in late.iterdir()}
+        == {p.name: p.read_bytes() for p in folder.iterdir() if dist.is_main()},
         "bytes": sum(p.stat().st_size for p in folder.iterdir()),
         "trainable": straight.num_trainable,
         "tensor_bytes": (folder / "engine.safetensors").stat().st_size,
@@ -359,6 +365,12 @@ def cells() -> dict[str, Callable[[], dict[str, Any]]]:
     for number in (1, 2, 3) if several else ():
         table[f"parity offload{number}"] = lambda n=number: parity(offload(n), "adamw", 3, 1, 0.5)
         table[f"idle offload{number}"] = lambda n=number: idle(offload(n), "adamw")
+    # Parameters offloaded as well.
+    if several:
+        table["parity zero3_offload"] = lambda: parity("zero3_offload", "adamw", 3, 1, 0.5)
+        table["idle zero3_offload"] = lambda: idle("zero3_offload", "adamw")
+    else:
+        table["resume zero3_offload"] = lambda: resume("zero3_offload")
     return table
 
 

@@ -35,7 +35,7 @@ def of(results: dict[int, Results], prefix: str) -> list[tuple[str, dict[str, An
 
 def test_equals_plain_pytorch(results: dict[int, Results]) -> None:
     cells = of(results, "parity ")
-    assert len(cells) == 4 * (3 + 4) + 3
+    assert len(cells) == 4 * (3 + 4) + 3 + 1
     for name, cell in cells:
         assert cell["parameters"] < PARITY, name
         assert cell["loss"] < 1e-5, name
@@ -52,7 +52,7 @@ def test_counts_examples_of_all_ranks(results: dict[int, Results]) -> None:
 
 def test_absent_tasks_stand_still(results: dict[int, Results]) -> None:
     cells = of(results, "idle ")
-    assert len(cells) == 4 + 4 + 3
+    assert len(cells) == 4 + 4 + 3 + 1
     for name, cell in cells:
         assert cell["idle_changed"] == [], name
         assert cell["active_changed"] >= 16, name
@@ -88,9 +88,10 @@ def test_task_without_gradient_stops(results: dict[int, Results], stage: str) ->
 
 def test_resume_is_exact(results: dict[int, Results]) -> None:
     cells = of(results, "resume ")
-    assert len(cells) == 4 + 4 + 2
+    assert len(cells) == 4 + 4 + 2 + 1
     for name, cell in cells:
         assert cell["changed"] == [] and cell["losses_equal"], name
+        assert cell["late_equal"], f"{name}: what is written while training goes on is not what it was"
 
 
 def test_state_is_small_and_holds_no_frozen_tensor(results: dict[int, Results]) -> None:

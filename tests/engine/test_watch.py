@@ -84,6 +84,55 @@ def test_a_lost_rank_ends_the_others(tmp_path: Path) -> None:
             assert f"rank {rank} of 2 is stuck: 'step 3 (vqa)'" in report and str(script) in report
 
 
+LATE = """
+import os, sys
+from mtvl.engine import start
+if os.environ["RANK"] == sys.argv[1]:
+    os._exit(9)
+start("cpu")
+"""
+
+
+@pytest.mark.multiproc
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_rank_that_never_comes_is_not_waited_for_half_an_hour(dead: int, tmp_path: Path) -> None:
+    script = tmp_path / "late.py"
+    script.write_text(LATE)
+    ends = launch(script, 2, [str(dead)], timeout_seconds=120, environment={"MTVL_MEETING_SECONDS": "1"})
+    assert ends[dead].code == 9 and ends[1 - dead].code == 75, describe(ends)
+    assert f"rank {1 - dead} of 2 waited 1 s for the others" in ends[1 - dead].output
+    assert "MTVL_MEETING_SECONDS makes all wait longer" in ends[1 - dead].output
+
+
+SOON = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from toy_model import TASKS, Toy, toy_groups
+from mtvl.config import RunConfig
+from mtvl.engine import Engine, lost_ranks_named, start
+from mtvl.errors import LostRankError
+start("cpu")
+if os.environ["RANK"] == "1":
+    os._exit(9)
+model = Toy()
+try:
+    with lost_ranks_named(lambda: "start again"):
+        Engine(model, toy_groups(model), RunConfig(tasks=TASKS), 1)
+except LostRankError as error:
+    print(error, flush=True)
+    os._exit(error.exit_code)
+"""
+
+
+@pytest.mark.multiproc
+def test_a_rank_that_dies_before_the_engine_is_built_ends_the_others(tmp_path: Path) -> None:
+    script = tmp_path / "soon.py"
+    script.write_text(SOON)
+    ends = launch(script, 2, [str(Path(__file__).parent)], timeout_seconds=120)
+    assert [end.code for end in ends] == [75, 9], describe(ends)
+    assert "another rank has ended" in ends[0].output and "start again" in ends[0].output
+
+
 def test_other_errors_pass_unchanged() -> None:
     with pytest.raises(RuntimeError, match="shapes"), lost_ranks_named(lambda: ""):
         raise RuntimeError("shapes differ")

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from mtvl.backbones.clip_config import by_preset
+from mtvl.backbones.clip_t5_config import ClipT5Config
 from mtvl.cli import DEFAULT_RECIPE, RECIPES, main
 from mtvl.config import RunConfig, load_run_config
 from mtvl.errors import ConfigError
@@ -180,9 +182,105 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(("name", "least"), [("clip_bart_large", 400), ("clip_t5_large", 700)])
-def test_large_recipes_are_complete(name: str, least: int) -> None:
-    """Weights are not fetched: sizes by preset."""
-    config = load_run_config(RECIPES / "large" / f"{name}.yaml", [], ["backbone.weights=", "backbone.preset=large"])
+def test_large_recipes_are_counted_as_they_stand(name: str, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the presets of their public weights: nobody is asked for them."""
+    monkeypatch.setattr("transformers.utils.hub.cached_files", pytest.fail)
+    config = load_run_config(RECIPES / "large" / f"{name}.yaml")
+    assert config.backbone["weights"].count("/") == 1
     assert len(config.tasks) == 4 and config.train.precision == "bf16"
     assert all(layout.precision == "bf16" for layout in layouts(config, 16))
-    assert make_plan(config).num_total > least * 10**6
+    plan = make_plan(config)
+    assert plan.num_total > least * 10**6
+    named = replace(config, backbone={**config.backbone, "weights": "", "preset": "large"})
+    assert make_plan(named).num_total == plan.num_total and make_plan(named).num_trainable == plan.num_trainable
+
+
+def test_a_folder_of_that_name_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "t5-base").mkdir()
+    config = ClipT5Config(weights="t5-base")
+    assert by_preset(config).preset == "base" and by_preset(config).weights == ""
+    monkeypatch.chdir(tmp_path)
+    assert by_preset(config) is config
+    assert by_preset(ClipT5Config(weights="someone/else")).weights == "someone/else"
+
+
+# ----------------------------------------------------------------------------------------------------------- pairs
+
+
+PAIRS = [
+    "backbone.name=blip", "backbone.kind=joint", "backbone.preset=tiny", "backbone.tokenizer=tiny_blip", "petl.name=full",
+    "pairs.queue_size=64", "pairs.all_ranks=true", "train.global_batch=8", "train.micro_batch=4",
+]  # fmt: skip
+
+
+def pairs_config(*overrides: str, tasks: tuple[str, ...] = ("coco_retrieval",)) -> RunConfig:
+    return load_run_config(DEFAULT_RECIPE, tasks, [*PAIRS, *overrides])
+
+
+@pytest.fixture(scope="module")
+def pairs() -> Work:
+    """Four rows on each of two ranks."""
+    return trace_work(pairs_config(tasks=("coco_retrieval", "msrvtt")), 2)
+
+
+def test_pairs_are_traced_with_teacher_and_queue(pairs: Work) -> None:
+    work, plan = pairs, make_plan(pairs_config())
+    assert work.has_pairs
+    trained = work.passes["coco_retrieval"].trained
+    assert any(".match." in n for n in trained) and not any(".decoder." in n for n in trained)
+    untaught = sum(
+        n for name, n in work.sizes.trained.items() if name.split(".")[1] in ("match", "temperature", "decoder")
+    )
+    assert work.sizes.buffer_bytes > 4 * (plan.num_trainable - untaught)  # and the teacher's averages
+    assert work.passes["msrvtt"].activation_bytes > work.passes["coco_retrieval"].activation_bytes  # frames
+
+
+def test_activations_of_pairs_are_what_a_real_pass_holds() -> None:
+    config = pairs_config("backbone.vision={width: 64, layers: 3, heads: 4}", "backbone.text.width=64")
+    model = build_model(config)
+    model.begin_pairs(config.pairs)
+    batch = largest_batch(config, "coco_retrieval", model.backbone, rows_of(config, 1))
+    model.set_task("coco_retrieval")
+    live = _Live()
+    for tensor in [*model.parameters(), *model.buffers(), batch.features, batch.source_ids, batch.source_mask]:
+        live.ignore(tensor)
+    with live:
+        model(batch).backward()
+    own = sum(p.grad.numel() * 4 for p in model.parameters() if p.grad is not None)
+    found = trace_work(config, 1).passes["coco_retrieval"]
+    assert found.activation_bytes == pytest.approx(live.peak - own, rel=0.05)
+    assert found.exchanged_bytes == 0
+
+
+def test_ranks_exchange_rows_for_pairs(pairs: Work) -> None:
+    """Forward gathers and backward sums: rows of all ranks, tokens of pictures above all."""
+    one, two = trace_work(pairs_config("train.global_batch=4"), 1), pairs
+    assert one.rows == two.rows == 4
+    alone, together = one.passes["coco_retrieval"], two.passes["coco_retrieval"]
+    tokens, width = (32 // 8) ** 2 + 1, 32
+    assert alone.exchanged_bytes == 0
+    assert together.exchanged_bytes > 3 * 4 * (2 * 4 * tokens * width)
+    assert together.activation_bytes > alone.activation_bytes
+    for stage in range(3):
+        layout = Layout(stage, 2)
+        bare = traffic(two.sizes, layout, [replace(together, exchanged_bytes=0)] * two.micro_steps)
+        assert two.sent_bytes(layout, "coco_retrieval") == bare + two.micro_steps * together.exchanged_bytes // 2
+
+
+def test_pairs_leave_zero3_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", "--tasks", "coco_retrieval", "--gpus-per-node", "2", "--device", "t4", *PAIRS]) == 0
+    out = capsys.readouterr().out
+    assert out.count("ZeRO ") == 3 and "ZeRO-3 is left out" in out
+
+
+def test_rows_without_words_take_another_way() -> None:
+    """Captions of the joint BLIP read the picture itself; nothing of the text's encoder is trained by them."""
+    config = load_run_config(DEFAULT_RECIPE, ["vqa", "coco"], PAIRS)
+    work = trace_work(config, 2)
+    asked, written = (set(work.passes[task].trained) for task in config.tasks)
+    assert not work.has_pairs and written < asked
+    model = build_model(config)
+    batch = largest_batch(config, "coco", model.backbone, 2)
+    model.set_task("coco")
+    model(batch).backward()
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == written

@@ -8,6 +8,8 @@ import os
 import shutil
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -188,6 +190,17 @@ def test_inspect_and_predict(
     assert str(world) in text
 
 
+def test_fp16_on_a_cpu_is_refused_before_data_are_read(recipe: Recipe, tmp_path: Path) -> None:
+    given = recipe(
+        "train.precision=fp16", "engine.file=ds_configs/zero2_fp16.json", f"data.root={tmp_path / 'missing'}"
+    )
+    with pytest.raises(
+        EngineError, match=r"fp16 trains on GPUs alone.*train\.precision=bf16 engine\.file=ds_configs/zero2_bf16"
+    ):
+        train(given, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_wrong_roots_are_errors(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no folder"):
         train(recipe(f"data.root={tmp_path / 'missing'}"), tmp_path / "run")
@@ -316,10 +329,64 @@ def test_a_full_disk_is_named_and_leaves_the_checkpoint(
         with pytest.raises(CheckpointError, match="No space left on device") as error:
             train(config, run)
     kept = 12 if where == "adapter.safetensors" else 6
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("checkpoint")]
     assert where == "adapter.safetensors" or f"step_{kept} stays: the same command goes on" in str(error.value)
     assert find_resumable(run) == (run / "checkpoints" / f"step_{kept}", kept) and not (run / "DONE").exists()
     assert not list(run.rglob("*.tmp"))
     assert train(config, run).code == 0 and same_export(run, straight)
+
+
+def test_saves_in_the_background_leave_the_same(
+    recipe: Recipe, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slow disks: training goes on beside the saves, the files are the same, and a signal meets a save on its way."""
+    saved, step = state.save_file, Engine.train_step
+    often = ("checkpoint.every_steps=4", "checkpoint.keep_last=9")
+    writing: list[bool] = []
+
+    def slow(tensors: Any, file: str) -> None:
+        time.sleep(0.4 if file.endswith("engine.safetensors") else 0.0)
+        saved(tensors, file)
+
+    def watched(engine: Engine, number: int, batches: list) -> object:
+        writing.append(any((tmp_path / "beside" / "checkpoints").glob("*.tmp")))
+        if number == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(engine, number, batches)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mtvl.engine.state.save_file", slow)
+        assert train(recipe(*often, "checkpoint.background=false"), tmp_path / "waiting").code == 0
+        patched.setattr(Engine, "train_step", watched)
+        assert train(recipe(*often), tmp_path / "beside").code == STOPPED_BY_SIGNAL
+        assert {p.name for p in (tmp_path / "beside" / "checkpoints").iterdir()} == {"step_4", "step_8", "step_9"}
+        assert train(recipe(*often), tmp_path / "beside").code == 0
+    assert any(writing) and losses(tmp_path / "beside") == losses(tmp_path / "waiting") == losses(straight)
+    waiting, beside = (tmp_path / name / "checkpoints" for name in ("waiting", "beside"))
+    for name in ("step_4", "step_8", "step_12"):
+        for file in (waiting / name).iterdir():
+            assert file.read_bytes() == (beside / name / file.name).read_bytes(), file
+    records = [json.loads(line) for line in (tmp_path / "waiting" / "log.jsonl").read_text().splitlines()]
+    stalls = {r["step"]: r["save_stall_seconds"] for r in records if "save_stall_seconds" in r}
+    assert set(stalls) == {5, 9} and all(seconds > 0.4 for seconds in stalls.values())
+
+
+def test_a_disk_that_fills_up_in_the_background_ends_the_run_soon(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, saved = tmp_path / "run", state.save_file
+
+    def save(tensors: Any, file: str) -> None:
+        if file.endswith("step_4.tmp/engine.safetensors"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        saved(tensors, file)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mtvl.engine.state.save_file", save)
+        with pytest.raises(CheckpointError, match=r"step 4 was not written; .*No space left.*step_2 stays"):
+            train(recipe("checkpoint.every_steps=2", "train.steps=30"), run)
+    assert 4 <= len(losses(run)) <= 6  # at the latest the next save would tell
+    assert find_resumable(run) == (run / "checkpoints" / "step_2", 2) and not list(run.rglob("*.tmp"))
 
 
 WRITES = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate", "os.utime", "os.link", "os.symlink"}

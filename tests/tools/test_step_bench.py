@@ -50,7 +50,7 @@ def test_time_memory_and_notes_of_processes(tmp_path: Path) -> None:
     assert 60 < fast_memory.median < 90
 
 
-@pytest.mark.parametrize("script", ["own_step.py", "stock_step.py", "matrix_product.py"])
+@pytest.mark.parametrize("script", ["own_step.py", "rank_step.py", "stock_step.py", "matrix_product.py"])
 def test_workers_keep_their_output_before_they_import_libraries(script: str) -> None:
     lines = (TOOLS / "benches" / "workers" / script).read_text().splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith(("import deepspeed", "import torch")))

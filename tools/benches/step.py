@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,15 +37,21 @@ ENVIRONMENTS = {"peft LoRA r=128": "MTVL_BENCH_PEFT", "adapters": "MTVL_BENCH_AD
 
 @dataclass
 class Worker:
-    """A measured process. Raises MtvlError, with where to look, when it ends early."""
+    """A measured process, with some more variables. Raises MtvlError, with where to look, when it ends early."""
 
     command: list[str]
+    variables: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
     operations: float = 0.0  # of a step's matrix products
     mebibytes: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **self.variables}
+        )
+
+    def wait_until_prepared(self) -> None:
+        """Read the note."""
         first = self._read()
         self.note, self.operations = str(first["note"]), float(first.get("operations", 0))
 
@@ -55,14 +62,22 @@ class Worker:
             raise MtvlError(f"{' '.join(self.command)} ended with exit code {self.process.wait()}; its output is above")
         return json.loads(line)
 
-    def seconds(self) -> float:
-        """Time of one step; its peak memory is kept in `mebibytes`."""
+    def begin(self) -> None:
+        """Have it make one step."""
         assert self.process.stdin is not None
         self.process.stdin.write("step\n")
         self.process.stdin.flush()
+
+    def seconds(self) -> float:
+        """Time of the step that was begun; its peak memory is kept in `mebibytes`."""
         answer = self._read()
         self.mebibytes.append(float(answer["mebibytes"]))
         return float(answer["seconds"])
+
+    def step(self) -> float:
+        """Time of one step."""
+        self.begin()
+        return self.seconds()
 
     def close(self) -> None:
         """End the process."""
@@ -98,7 +113,8 @@ def measure_sides(commands: dict[str, list[str]], rounds: int) -> list[Result]:
     try:
         for side, arguments in commands.items():
             workers[side] = Worker(arguments)
-        values = interleaved("step", {side: worker.seconds for side, worker in workers.items()}, rounds)
+            workers[side].wait_until_prepared()
+        values = interleaved("step", {side: worker.step for side, worker in workers.items()}, rounds)
     finally:
         for worker in workers.values():
             worker.close()

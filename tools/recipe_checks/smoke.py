@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtvl.backbones.clip_config import BUNDLED
+from mtvl.backbones.clip_config import BUNDLED, PUBLIC_PRESETS
 from mtvl.config import RunConfig, load_run_config
 from mtvl.engine import start
 from mtvl.errors import ConfigError, near_names
@@ -24,11 +24,6 @@ from mtvl.types import kind_owner
 from recipe_checks.header import Header
 from recipe_checks.world import VOCABULARY
 
-# Public weights -> the preset of the same shapes, which is built from the configuration alone.
-PRESETS = {
-    "facebook/bart-base": "base", "facebook/bart-large": "large", "google-t5/t5-base": "base",
-    "google-t5/t5-large": "large", "google-bert/bert-base-uncased": "base",
-}  # fmt: skip
 ROWS = 2  # examples of a step, one in each of two micro-batches
 EXAMPLES = 10  # of each task, so that a proportional mixture takes another task in each of the first steps
 
@@ -78,12 +73,12 @@ def offline(recipe: Path) -> list[str]:
             "backbone.weights=", f"train.global_batch={ROWS}", f"train.micro_batch={ROWS}", "train.validate_every=0",
             "checkpoint.keep_best=false", "data.workers=0", f"data.max_examples={EXAMPLES}",
         ]  # fmt: skip
-    if weights not in PRESETS:
+    if weights not in PUBLIC_PRESETS:
         raise ConfigError(
-            f"{recipe}: no preset is known for 'backbone.weights' {weights!r}; {near_names(weights, PRESETS)}"
+            f"{recipe}: no preset is known for 'backbone.weights' {weights!r}; {near_names(weights, PUBLIC_PRESETS)}"
         )
     return [
-        "backbone.weights=", f"backbone.preset={PRESETS[weights]}", f"backbone.tokenizer={BUNDLED / 'tiny'}",
+        "backbone.weights=", f"backbone.preset={PUBLIC_PRESETS[weights]}", f"backbone.tokenizer={BUNDLED / 'tiny'}",
         "backbone.tower=stored", "backbone.tower_weights=", "backbone.frame_tower=stored",
         "backbone.frame_tower_weights=", f"train.global_batch={ROWS}", "train.micro_batch=1", "train.validate_every=0",
         "checkpoint.keep_best=false", "data.workers=0", f"data.max_examples={EXAMPLES}",

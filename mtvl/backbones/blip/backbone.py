@@ -87,6 +87,7 @@ class BlipBackbone(Blip):
         None  # text with weighted frames, where a rule for that is handed in
     )
     pixel_kinds = VISUAL_KINDS  # kinds of visual input of which `visual_tower` reads pixels
+    looks_for_words = True  # `encode` looks at its rows, unless it is told
     encodes_parts = True  # tasks that share a batch are encoded one by one: they differ inside the vision transformer
 
     @property
@@ -131,10 +132,11 @@ class BlipBackbone(Blip):
 
     # ---- running ------------------------------------------------------------------------------------------------
 
-    def encode(self, batch: Batch) -> Memory:
+    def encode(self, batch: Batch, *, has_words: bool | None = None) -> Memory:
         """What the decoder reads of text (B, S) and pixels (B, N, H * W, 3), or frames (B, 1, N * H * W, 3).
 
-        ConfigError where this kind of model cannot answer such rows.
+        `has_words`: whether all rows have words, or none, where there are shapes and no values. ConfigError where this kind
+        of model cannot answer such rows.
         """
         if batch.parts:
             return Memory.join([self.encode(part) for part in batch.parts])
@@ -146,16 +148,16 @@ class BlipBackbone(Blip):
         ids, mask = batch.source_ids, batch.source_mask
         if self.parts.decoder_reads == "image":
             tokens, is_there = self.look(batch)
-            return Memory(*_flat(tokens, is_there), _common_prefix(ids, mask))
+            return Memory(*_flat(tokens, is_there), _common_prefix(ids, mask) if has_words is None else ())
         if not batch.features.shape[1]:
             return Memory(self.read(ids, mask), mask)
         tokens, is_there = self.look(batch)
         asks = mask.sum(1) > NUM_SPECIAL
-        if bool(asks.all()):
+        if has_words or (has_words is None and bool(asks.all())):
             return Memory(self._ground(batch, tokens, is_there), mask)
         self._check_widths()
         seen, seen_mask = _flat(tokens, is_there)
-        if not bool(asks.any()):
+        if has_words is False or not bool(asks.any()):
             return Memory(seen, seen_mask)
         states = self._ground(batch, tokens, is_there)
         asks = asks[:, None]

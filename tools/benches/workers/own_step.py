@@ -27,8 +27,14 @@ ROWS, SOURCE, TARGET, GRID = 16, 20, 6, (36, 2048)
 
 
 def prepare() -> tuple[Step, str]:
-    """16 rows of 36 visual and 20 text tokens in, 6 out; the whole step of the engine."""
-    method, *changes = sys.argv[1:]
+    """The whole step of the engine."""
+    engine, batch = build(*sys.argv[1:])
+    count = iter(range(100000))
+    return lambda: engine.train_step(next(count), [batch]), f"{engine.num_trainable:,} trained"
+
+
+def build(method: str, *changes: str) -> tuple[Engine, Batch]:
+    """The engine of a method, and 16 rows of 36 visual and 20 text tokens in, 6 out."""
     petl = [f"petl.name={method}"] + ["petl.reduction=8"] * (method == "adapter")
     config = load_run_config(DEFAULT_RECIPE, ("vqa",), [
         "backbone.preset=base", f"backbone.tokenizer={BUNDLED / 'tiny'}", "backbone.weights=", "backbone.tower=rn101",
@@ -44,8 +50,7 @@ def prepare() -> tuple[Step, str]:
         "vqa", tuple(map(str, range(ROWS))), words, torch.ones_like(words, dtype=torch.bool), torch.rand(ROWS, 1, *GRID),
         torch.randint(10, 1000, (ROWS, TARGET)), torch.ones(ROWS), denominator=ROWS,
     )  # fmt: skip
-    count = iter(range(100000))
-    return lambda: engine.train_step(next(count), [batch]), f"{engine.num_trainable:,} trained"
+    return engine, batch
 
 
 if __name__ == "__main__":
