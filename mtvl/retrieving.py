@@ -15,7 +15,7 @@ from mtvl import dist
 from mtvl.metrics.retrieval import ranks_of_truth
 from mtvl.steps.reranking import OUTSIDE
 from mtvl.steps.retrieval import Pairs, fuse_pairs
-from mtvl.types import Decoding, Example, Prediction, Visual
+from mtvl.types import Batch, Decoding, Example, Prediction, Visual
 
 BLOCK = 512  # queries whose scores stand in memory at once
 
@@ -68,6 +68,20 @@ def retrieve(
         )
         for i in range(dist.rank(), len(examples), dist.world_size())
     ]  # fmt: skip
+
+
+@torch.no_grad()
+def score_pairs(backbone: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine (B,) of every row's text with its picture or video, and the logits (B, 2) of the matching head."""
+    tokens = backbone.see(backbone.every_frame(batch))
+    ids, mask = batch.source_ids, batch.source_mask
+    hidden = backbone.read(ids, mask)
+    image, text = backbone.image_features(tokens), backbone.text_features(hidden)
+    frames = backbone.frame_features(tokens)
+    states = fuse_pairs(
+        backbone, Pairs(tokens, ids, mask, hidden[:, 0], image, text, frames, batch.item_ids), backbone.config.frame_weights
+    )  # fmt: skip
+    return (image * text).sum(1).float(), backbone.match(states[:, 0]).float()
 
 
 def _name(visual: Visual) -> str:
