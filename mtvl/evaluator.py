@@ -12,7 +12,7 @@ import torch
 from mtvl import dist
 from mtvl.errors import ConfigError, EngineError, MtvlError
 from mtvl.model import Model
-from mtvl.retrieving import retrieve
+from mtvl.retrieving import need_heads, retrieve
 from mtvl.types import Batch, Decoding, Example, Prediction, Scores, Task, Tokenizer, wrap_target
 
 KEPT = 5  # scores of a ranked list that go into a prediction
@@ -145,11 +145,7 @@ class Evaluator:
         say: Callable[[str], None] | None = None,
     ) -> list[Prediction]:  # fmt: skip
         """Ranks of texts and their pictures (or videos) among all `examples`, in their order; see `mtvl.retrieving`."""
-        if not self.model.backbone.has_pairs:
-            raise ConfigError(
-                f"task '{task.name}' matches pictures with texts, for which this backbone has no heads; use backbone.name=blip "
-                "with backbone.kind joint, retrieval or pretrain"
-            )
+        need_heads(self.model.backbone, task.name)
         with self._evaluating():
             self.model.set_task(task.name)
             own = retrieve(

@@ -37,6 +37,8 @@ BENCHES = Registry(
         "epoch": "benches.epoch:measure",
         "step": "benches.step:measure",
         "decode": "benches.decode:measure",
+        "blip": "benches.blip:measure",
+        "rerank": "benches.rerank:measure",
     },
 )
 
