@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mtvl import dist
 from mtvl.config import RunConfig
+from mtvl.data.augment import Augmenter
 from mtvl.data.collate import Collator
 from mtvl.data.features.stored import is_stored
 from mtvl.data.media import open_image
@@ -27,7 +28,9 @@ from mtvl.objectives.seq2seq import sample_losses, token_losses
 from mtvl.retrieving import need_heads, score_pairs
 from mtvl.tasks import load_task
 from mtvl.types import Batch, Example, Segment, Visual
-from mtvl.workspace import Workspace, answers_of, ensure_features, open_stores, with_answers
+from mtvl.workspace import Workspace, answers_of, augmenter, ensure_features, open_stores, with_answers
+
+EPOCHS = 4  # of which changed pictures are drawn
 
 
 def inspect_sample(config: RunConfig, task: str, index: int, split: str, checkpoint: str = "") -> str:
@@ -60,7 +63,8 @@ def inspect_sample(config: RunConfig, task: str, index: int, split: str, checkpo
         found, answer = _answer_lines(model, workspace, example, batch)
     lines += ["", *found]
     if dist.is_main():
-        lines += _drawn(example, config, answer, f"{task}-{split}-{index}.png")
+        change = augmenter(config, model.backbone) if split == "train" else None
+        lines += _drawn(example, config, answer, f"{task}-{split}-{index}.png", change)
     return "\n".join(lines)
 
 
@@ -143,9 +147,14 @@ def _silent(_text: str) -> None:
     pass
 
 
-def _drawn(example: Example, config: RunConfig, answer: str, name: str) -> list[str]:
-    """The line that says where the pictures were drawn; nothing where features are stored."""
+def _drawn(
+    example: Example, config: RunConfig, answer: str, name: str, augment: Augmenter | None
+) -> list[str]:  # fmt: skip
+    """The line that says where the pictures were drawn; nothing where features are stored. With `augment` the first one
+    follows as it is in the first epochs."""
     pictures = shown_pictures(example.visual, config.data.frame_seconds, config.data.video_decoder)
+    if pictures and augment is not None:
+        pictures += [augment.change(example, 0, epoch)(pictures[0]) for epoch in range(EPOCHS)]
     return [f"drawn into      {_draw(pictures, example, answer, Path('runs') / 'inspect' / name)}"] if pictures else []
 
 

@@ -45,6 +45,11 @@ def answer_lists(tasks: Mapping[str, Task], files: Mapping[str, str], root: Path
                 f"task {name!r} ranks each row's own choices, which are no list of answers; set "
                 f"task.{name}.decoding.mode=generate, or take a backbone that writes text"
             )
+        if task.decoding.mode == "rank_list":
+            raise ConfigError(
+                f"task {name!r} ranks a list of answers by their words, and this backbone chooses from a list of its own; set "
+                f"task.{name}.decoding.mode=generate"
+            )
         if name in exclusive:
             given[name] = task.decoding.choices
         elif name in files:

@@ -130,6 +130,20 @@ def test_retrieval_is_inspected_and_predicted(run: Path, tmp_path: Path, capsys:
     }  # fmt: skip
 
 
+def test_inspection_draws_what_the_first_epochs_see(
+    run: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    widths = {}
+    for split in ("train", "val"):
+        arguments = ["inspect", "task=coco_retrieval", f"split={split}", "--recipe", str(RECIPE), f"data.root={world}"]
+        assert (
+            main([*arguments, "data.augment.least_area=0.5", "data.augment.operations=2", "data.max_examples=6"]) == 0
+        )
+        widths[split] = Image.open(tmp_path / "runs" / "inspect" / f"coco_retrieval-{split}-0.png").width
+    assert widths == {"train": 5 * 160, "val": 320}
+
+
 def test_inspection_shows_the_loss_of_all_answers(run: Path, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["inspect", "task=vqa", "index=1", "--recipe", str(RECIPE), f"data.root={world}", "task.vqa.loss=answers",
                  "task.vqa.decoding.mode=rank_list", "data.max_examples=6"]  # fmt: skip

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from mtvl.data.formats.records import Record, describe, keyed, read_json_list, rows_of
+from mtvl.data.formats.records import Record, keyed, read_json_list, rows_of
 from mtvl.data.formats.rows import QuestionRow
 from mtvl.data.formats.vqa_official import read_answers
 
@@ -31,14 +32,11 @@ def _id(record: Record) -> str:
 def _row(uid: str, record: Record) -> QuestionRow:
     image = record.text("image")
     found = record.values.get("answer")
+    answers: tuple[Mapping[str, Any], ...] = ()
     if isinstance(found, list):
         answers = read_answers(Record(record.file, record.place, {"answers": found}))
-    elif found is None:
-        answers = ()
-    else:
+    elif found is not None:
         answers = ({"answer": record.text("answer"), "answer_id": 1},)
-    if found is not None and not isinstance(found, (str, list)):
-        raise record.error(f"expected a text or a list of texts in 'answer', found {describe(found)}")
     return QuestionRow(
         file=record.file,
         place=record.place,
