@@ -111,7 +111,7 @@ def test_ranks_share_the_pictures_and_agree_with_one_process() -> None:
     decoding = Decoding(mode="retrieve", top=3, beta=0.7)
     alone = retrieve(build().double(), "find", decoding, examples(), Stub(), 4, "cpu")
     ends = launch_ok(Path(__file__).with_name("retrieving_rank.py"), 2)
-    parts = [json.loads(end.output.strip().splitlines()[-1]) for end in ends]
+    parts = [json.loads(next(line for line in end.output.splitlines() if line.startswith("{"))) for end in ends]
     assert sorted(parts[0]["shown"] + parts[1]["shown"]) == [f"/p/{i}.png" for i in range(7)]
     assert all(part["shown"] for part in parts)
     found = {uid: (text, scores) for part in parts for uid, text, scores in part["found"]}

@@ -7,22 +7,47 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
-from benches import blip, rerank  # noqa: E402
+import pytest  # noqa: E402
+from benches import blip, rerank, step  # noqa: E402
 
 
-def test_sides_of_a_step_and_their_ratios() -> None:
-    small = ["backbone.preset=tiny", "backbone.image_size=32"]
-    results = blip.measure_with(small, 1)
-    assert [r.name for r in results] == [
-        blip.FULL, blip.UNIADAPTER, blip.UNITRANS, blip.UNITRANS,
-        *(f"{side}: peak memory" for side in (blip.FULL, blip.UNIADAPTER, blip.UNITRANS, blip.UNITRANS)),
-    ]  # fmt: skip
-    assert [r.baseline.partition(":")[0] for r in results] == [blip.FULL] * 3 + [blip.UNIADAPTER] + [blip.FULL] * 3 + [
-        blip.UNIADAPTER
+class Quick:
+    """A worker whose seconds and memory follow from the method that it was asked for."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.name = next(word.partition("=")[2] for word in reversed(command) if word.startswith("petl.name="))
+        self.note, self.mebibytes = f"trains {self.name}", list[float]()
+
+    def seconds(self) -> float:
+        self.mebibytes.append({"full": 400.0, "uniadapter": 200.0, "unitrans": 220.0}[self.name])
+        return {"full": 4.0, "uniadapter": 2.0, "unitrans": 2.2}[self.name]
+
+    def close(self) -> None:
+        pass
+
+
+def test_sides_of_a_step_and_their_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blip, "Worker", Quick)
+    results = blip.measure(2)
+    found = [(r.name, r.baseline, r.rounds, round(r.ratio, 3)) for r in results]
+    sides = [(blip.FULL, blip.FULL, 1.0), (blip.UNIADAPTER, blip.FULL, 0.5), (blip.UNITRANS, blip.FULL, 0.55),
+             (blip.UNITRANS, blip.UNIADAPTER, 1.1)]  # fmt: skip
+    memory = ": peak memory"
+    assert found == [(side, baseline, 2, ratio) for side, baseline, ratio in sides] + [
+        (side + memory, baseline + memory, 2, ratio) for side, baseline, ratio in sides
     ]
-    assert all(r.median > 0 and r.rounds == 1 for r in results)
-    counts = [int(r.note.split()[0].replace(",", "")) for r in results[:3]]
-    assert counts[0] > counts[1] and counts[0] > counts[2] > 0
+    assert results[1].note == "trains uniadapter"
+
+
+def test_a_step_is_measured_in_a_process() -> None:
+    """The smallest model; the rest is the recipe's, all answers of a question in one step."""
+    command = [sys.executable, str(step.WORKERS / "blip_step.py"), "backbone.preset=tiny", "backbone.image_size=32"]
+    worker = step.Worker([*command, *blip.SIDES[blip.UNITRANS]])
+    try:
+        assert worker.seconds() > 0 and worker.mebibytes[0] > 0
+    finally:
+        worker.close()
+    assert worker.note.endswith("trained") and worker.operations > 0
 
 
 def test_memory_of_reranking_does_not_grow_with_pictures() -> None:
