@@ -242,6 +242,63 @@ def run_gallery(arguments: Sequence[str]) -> int:
     return 0
 
 
+def run_frames(arguments: Sequence[str]) -> int:
+    """`frames`: which frames of a video a text asks for, as PNG and SVG."""
+    parser = argparse.ArgumentParser(
+        prog="mtvl frames", description="Draw the weights that a text gives to the frames of a video (BLIP)."
+    )
+    parser.add_argument("run", type=Path, help="a run folder or an export folder")
+    parser.add_argument("--task", required=True, help="a task on videos")
+    parser.add_argument("--item", default="0", help="uid of an example, or its number in the split")
+    parser.add_argument("--split", default="test", help="train, val, test or another split of the task")
+    parser.add_argument(
+        "--text", action="append", default=[], help="another text in place of the example's; may be repeated"
+    )
+    parser.add_argument("--rule", default="", help="paper | cosine | as_coded; default: the run's own")
+    parser.add_argument("--out", type=Path, default=None, help="default: RUN/figures/frames_TASK_UID.png and .svg")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.root=/data where data have moved")
+    args = parser.parse_intermixed_args(arguments)
+    from mtvl.figures.frames import frames_figure
+
+    found, files = frames_figure(
+        args.run, args.task, args.item, split=args.split, texts=args.text, rule=args.rule, out=args.out,
+        overrides=args.overrides,
+    )  # fmt: skip
+    for weighted in found:
+        print(f"{weighted.text!r}: {' '.join(f'{weight:.3f}' for weight in weighted.weights)}")
+    print("written: " + ", ".join(map(str, files)))
+    return 0
+
+
+def run_modalities(arguments: Sequence[str]) -> int:
+    """`modalities`: inputs of adapters by modality in a plane, as PNG and SVG."""
+    parser = argparse.ArgumentParser(
+        prog="mtvl modalities", description="Draw what adapters are given, by modality, for some layers."
+    )
+    parser.add_argument("run", type=Path, help="a run folder or an export folder")
+    parser.add_argument("--tasks", type=_split, default=[], help="default: the tasks that it was trained on")
+    parser.add_argument("--split", default="test", help="train, val, test or another split of the tasks")
+    parser.add_argument("--examples", type=int, default=100, metavar="N", help="examples of each task")
+    parser.add_argument("--layers", type=_integers, default=[], help="e.g. 0,5,11; default: first, middle and last")
+    parser.add_argument("--projection", default="pca", help="pca | tsne (needs scikit-learn)")
+    parser.add_argument("--seed", type=int, default=0, help="of t-SNE")
+    parser.add_argument(
+        "--out", type=Path, default=None, help="default: RUN/figures/modalities_PROJECTION_TASKS.png and .svg"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.root=/data where data have moved")
+    args = parser.parse_intermixed_args(arguments)
+    from mtvl.figures.modalities import modalities_figure
+
+    found, files = modalities_figure(
+        args.run, args.tasks, split=args.split, count=args.examples, layers=args.layers, projection=args.projection,
+        seed=args.seed, out=args.out, overrides=args.overrides,
+    )  # fmt: skip
+    for layer in found:
+        print(f"layer {layer.layer}: " + ", ".join(f"{name} {len(points):,}" for name, points in layer.points.items()))
+    print("written: " + ", ".join(map(str, files)))
+    return 0
+
+
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": run_train,
     "evaluate": run_evaluate,
@@ -253,6 +310,8 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "nodes": run_nodes,
     "compare": run_compare,
     "gallery": run_gallery,
+    "frames": run_frames,
+    "modalities": run_modalities,
 }
 
 

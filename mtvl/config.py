@@ -25,6 +25,21 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of training pictures, where the model reads pixels; as they stand here there are none.
+
+    `least_area`: smallest share of a picture that a random crop keeps. `flip`: chance of a mirror image (none where texts or
+    answers speak of left or right). `operations` of `mtvl.data.augment.OPERATIONS`, at `magnitude` of 10. BLIP: 0.5 (0.2 in
+    pre-training), 0.5, 2 and 5.
+    """
+
+    least_area: float = 1.0
+    flip: float = 0.0
+    operations: int = 0
+    magnitude: int = 5
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Where data lie. An empty `root` means the embedded miniworld, made on first use in `cache`."""
 
@@ -38,6 +53,7 @@ class DataConfig:
         "eager"  # eager | lazy: features that are not stored yet are computed before training, or when first read
     )
     max_examples: int = 0  # per task and split; 0 = all. Scores say how many items they rest on.
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     @property
     def folder(self) -> Path | None:
@@ -343,11 +359,18 @@ def _check_numbers(config: RunConfig) -> None:
         "optim.backbone_lr_scale": config.optim.backbone_lr_scale, "pairs.ramp_steps": config.pairs.ramp_steps,
         "pairs.smoothing": config.pairs.smoothing, "pairs.agreement": config.pairs.agreement,
         "pairs.language": config.pairs.language, "pairs.agreement_temperature": config.pairs.agreement_temperature,
+        "data.augment.operations": config.data.augment.operations,
         "evaluate.num_beams": config.evaluate.num_beams, "optim.tower.lr": config.optim.tower.lr,
     }  # fmt: skip
     for key, number in not_negative.items():
         if not number >= 0:
             raise ConfigError(f"'{key}' must be 0 or above, found {number}")
+    augment = config.data.augment
+    if not (0 < augment.least_area <= 1 and 0 <= augment.flip <= 1 and 0 <= augment.magnitude <= 10):
+        raise ConfigError(
+            "'data.augment.least_area' must lie above 0 and up to 1, 'data.augment.flip' in 0..1 and 'data.augment.magnitude' "
+            f"in 0..10; found {augment.least_area:g}, {augment.flip:g} and {augment.magnitude}"
+        )
     if not 0 <= config.pairs.alpha <= 1:
         raise ConfigError(f"'pairs.alpha' must lie in 0..1, found {config.pairs.alpha}")
     if not 0 <= config.optim.warmup_ratio <= 1:

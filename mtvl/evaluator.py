@@ -12,9 +12,10 @@ import torch
 from mtvl import dist
 from mtvl.errors import ConfigError, EngineError, MtvlError
 from mtvl.model import Model
-from mtvl.retrieving import retrieve
+from mtvl.retrieving import need_heads, retrieve
 from mtvl.types import Batch, Decoding, Example, Prediction, Scores, Task, Tokenizer, wrap_target
 
+KEPT = 5  # scores of a ranked list that go into a prediction
 Run = Callable[[Batch, Callable[[], None]], None]
 
 
@@ -30,15 +31,18 @@ class Evaluator:
         self, model: Model, tokenizer: Tokenizer, device: torch.device | str = "cpu", run: Run | None = None
     ) -> None:
         self.model, self.tokenizer, self.device, self._run = model, tokenizer, device, run
+        self._lists: dict[str, Decoding] = {}  # decoding of tasks that rank a list, with the list
+        self._wrapped: dict[tuple[str, ...], list[list[int]]] = {}
 
     def predict_batch(self, task: Task, batch: Batch) -> list[Prediction]:
         """Answers to one batch: generated text, or the best of the task's choices with their scores."""
         self.model.set_task(task.name)
         batch = batch.to(self.device)
+        decoding = self._decoding_of(task)
         if self._run is None:
-            return self._answers(task.decoding, batch)
+            return self._answers(decoding, batch)
         answers: list[Prediction] = []
-        self._run(batch, lambda: answers.extend(self._answers(task.decoding, batch)))
+        self._run(batch, lambda: answers.extend(self._answers(decoding, batch)))
         return answers
 
     def predict_mixed_batch(self, tasks: Mapping[str, Task], batch: Batch) -> list[tuple[str, Prediction]]:
@@ -52,7 +56,8 @@ class Evaluator:
         first, rows_of = 0, {}
         for number, part in enumerate(batch.parts):
             rows_of[number] = range(first, first := first + len(part.uids))
-        for decoding, numbers in _decoded_alike(tasks, batch).items():
+        decodings = {name: self._decoding_of(tasks[name]) for name in dict.fromkeys(p.task for p in batch.parts)}
+        for decoding, numbers in _decoded_alike(decodings, batch).items():
             rows = [row for number in numbers for row in rows_of[number]]
             parts = [batch.parts[number] for number in numbers]
             names = [part.task for part in parts for _ in part.uids]
@@ -70,12 +75,37 @@ class Evaluator:
             return [Prediction(uid, self.tokenizer.decode(row)) for uid, row in zip(batch.uids, ids, strict=True)]
         if decoding.mode == "retrieve":
             raise ConfigError("a retrieval task answers over a whole split, not for one batch; evaluate it")
+        if decoding.mode == "rank_list":
+            index, scores = self.model.rank_list(batch, self._choices_of(decoding), decoding, memory)
+            return [
+                _best_listed(uid, decoding.choices, *row)
+                for uid, *row in zip(batch.uids, index.tolist(), scores.tolist(), strict=True)
+            ]
         if decoding.mode == "rank":
             scores = self.model.rank(batch, memory)
         else:
-            choices = [wrap_target(self.tokenizer, self.tokenizer.encode(c)) for c in decoding.choices]
-            scores = self.model.choose(batch, choices, memory)
+            scores = self.model.choose(batch, self._choices_of(decoding), memory)
         return [_best(uid, decoding.choices, row) for uid, row in zip(batch.uids, scores.tolist(), strict=True)]
+
+    def _decoding_of(self, task: Task) -> Decoding:
+        """The task's decoding, with the list of answers where it ranks one; ConfigError where the backbone has a list."""
+        if task.decoding.mode != "rank_list":
+            return task.decoding
+        if task.name not in self._lists:
+            if getattr(self.model.backbone, "answers", None) is not None:
+                raise ConfigError(
+                    f"task '{task.name}' ranks a list of answers by their words, and this backbone chooses from a list of its "
+                    f"own; set task.{task.name}.decoding.mode=generate"
+                )
+            self._lists[task.name] = replace(task.decoding, choices=task.listed_answers())
+        return self._lists[task.name]
+
+    def _choices_of(self, decoding: Decoding) -> list[list[int]]:
+        """Wrapped ids of the choices; of a list of thousands they are made once."""
+        if decoding.choices not in self._wrapped:
+            encode, tokenizer = self.tokenizer.encode, self.tokenizer
+            self._wrapped[decoding.choices] = [wrap_target(tokenizer, encode(text)) for text in decoding.choices]
+        return self._wrapped[decoding.choices]
 
     def predict(
         self, task: Task, examples: Sequence[Example], batches: Iterable[Batch],
@@ -115,11 +145,7 @@ class Evaluator:
         say: Callable[[str], None] | None = None,
     ) -> list[Prediction]:  # fmt: skip
         """Ranks of texts and their pictures (or videos) among all `examples`, in their order; see `mtvl.retrieving`."""
-        if not self.model.backbone.has_pairs:
-            raise ConfigError(
-                f"task '{task.name}' matches pictures with texts, for which this backbone has no heads; use backbone.name=blip "
-                "with backbone.kind joint, retrieval or pretrain"
-            )
+        need_heads(self.model.backbone, task.name)
         with self._evaluating():
             self.model.set_task(task.name)
             own = retrieve(
@@ -167,11 +193,11 @@ def _as_many_on_all_ranks(batches: Iterable[Batch]) -> Iterator[tuple[Batch, boo
         batch = next(rest, None)
 
 
-def _decoded_alike(tasks: Mapping[str, Task], batch: Batch) -> dict[tuple[Decoding, int], list[int]]:
+def _decoded_alike(decodings: Mapping[str, Decoding], batch: Batch) -> dict[tuple[Decoding, int], list[int]]:
     """Numbers of the parts of `batch` by their decoding; those with choices of their own are apart (their number, else -1)."""
     groups: dict[tuple[Decoding, int], list[int]] = {}
     for number, part in enumerate(batch.parts):
-        decoding = tasks[part.task].decoding
+        decoding = decodings[part.task]
         groups.setdefault((decoding, number if decoding.mode == "rank" else -1), []).append(number)
     return groups
 
@@ -187,6 +213,12 @@ def _gathered(task: str, own: Sequence[Prediction], examples: Sequence[Example])
             f"missing {sorted(expected - set(by_uid))[:3]}, not asked for {sorted(set(by_uid) - expected)[:3]}"
         )
     return [by_uid[e.uid] for e in examples]
+
+
+def _best_listed(uid: str, names: Sequence[str], places: Sequence[int], scores: Sequence[float]) -> Prediction:
+    """The best of the ranked places of a list, with the scores of the `KEPT` best."""
+    ranked = sorted(zip(scores, places, strict=True), key=lambda pair: -pair[0])
+    return Prediction(uid, names[ranked[0][1]], {names[place]: score for score, place in ranked[:KEPT]})
 
 
 def _best(uid: str, names: Sequence[str], scores: Sequence[float]) -> Prediction:

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mtvl import dist
 from mtvl.config import RunConfig
+from mtvl.data.augment import Augmenter
 from mtvl.data.collate import Collator
 from mtvl.data.features.stored import is_stored
 from mtvl.data.media import open_image
@@ -24,9 +25,12 @@ from mtvl.export import load_export
 from mtvl.model import Model, build_model
 from mtvl.objectives.answers import soft_answer_losses
 from mtvl.objectives.seq2seq import sample_losses, token_losses
+from mtvl.retrieving import need_heads, score_pairs
 from mtvl.tasks import load_task
 from mtvl.types import Batch, Example, Segment, Visual
-from mtvl.workspace import Workspace, answers_of, ensure_features, open_stores, with_answers
+from mtvl.workspace import Workspace, answers_of, augmenter, ensure_features, open_stores, with_answers
+
+EPOCHS = 4  # of which changed pictures are drawn
 
 
 def inspect_sample(config: RunConfig, task: str, index: int, split: str, checkpoint: str = "") -> str:
@@ -52,23 +56,51 @@ def inspect_sample(config: RunConfig, task: str, index: int, split: str, checkpo
     batch = workspace.collator.collate(task, [example], training=False)
     model.eval()
     model.set_task(task)
+    lines = _sample_lines(workspace, example, batch, split, index)
+    if workspace.tasks[task].decoding.mode == "retrieve":
+        found, answer = _pair_lines(model, batch), ""
+    else:
+        found, answer = _answer_lines(model, workspace, example, batch)
+    lines += ["", *found]
+    if dist.is_main():
+        change = augmenter(config, model.backbone) if split == "train" else None
+        lines += _drawn(example, config, answer, f"{task}-{split}-{index}.png", change)
+    return "\n".join(lines)
+
+
+def _pair_lines(model: Model, batch: Batch) -> list[str]:
+    """What is made of a text with its own picture or video; ConfigError where there are no heads for it."""
+    need_heads(model.backbone, batch.task)
+    cosine, logits = score_pairs(model.backbone, batch)
+    share = float(torch.softmax(logits[0], 0)[1])
+    return [
+        f"cosine          {float(cosine[0]):.4f} of the text and its own picture or video",
+        f"match           logit {float(logits[0, 1]):.4f}, chance {share:.1%} that they belong together",
+        "rank            among all of a split: evaluate the task",
+    ]
+
+
+def _answer_lines(model: Model, workspace: Workspace, example: Example, batch: Batch) -> tuple[list[str], str]:
+    """Losses and the answer of one sample."""
+    task = workspace.tasks[example.task]
     with torch.no_grad():
         memory = model.backbone.encode(batch)
         losses = token_losses(model.backbone.decode(memory, batch.target_ids), batch.target_ids)
         loss, meaning = _sample_loss(model, memory, batch, losses)
-    answer = Evaluator(model, workspace.writer).predict_batch(workspace.tasks[task], batch)[0]
-    lines = _sample_lines(workspace, example, batch, split, index)
+        if task.loss == "answers" and example.targets and not batch.answer_scores.shape[1]:
+            taught = workspace.collator.collate(example.task, [example], epoch_keys=[0], training=True)
+            loss = float(model(replace(taught, loss="answers", label_smoothing=task.label_smoothing)))
+            meaning = f"{len(example.targets)} answers by their weights, each summed over its tokens"
+    answer = Evaluator(model, workspace.writer).predict_batch(task, batch)[0]
     # A hidden answer leaves one ignored position, which no tokenizer can decode.
     pieces = [
         "<none>" if t == IGNORE else workspace.writer.decode([t]) or "<special>" for t in batch.target_ids[0].tolist()
     ]
-    lines += ["", f"encoder memory  {tuple(memory.hidden.shape)} (B, S+V, D)"]
+    lines = [f"encoder memory  {tuple(memory.hidden.shape)} (B, S+V, D)"]
     lines += ["token loss      " + "  ".join(f"{p}:{v:.3f}" for p, v in zip(pieces, losses[0].tolist(), strict=True))]
     lines += [f"loss            {loss:.4f} ({meaning})"]
     lines += [f"answer now      {answer.text!r}" + (f"  {dict(answer.scores)}" if answer.scores else "")]
-    if dist.is_main():
-        lines += _drawn(example, config, answer.text, f"{task}-{split}-{index}.png")
-    return "\n".join(lines)
+    return lines, answer.text
 
 
 def _sample_loss(model: Model, memory: Any, batch: Batch, losses: torch.Tensor) -> tuple[float, str]:
@@ -115,9 +147,14 @@ def _silent(_text: str) -> None:
     pass
 
 
-def _drawn(example: Example, config: RunConfig, answer: str, name: str) -> list[str]:
-    """The line that says where the pictures were drawn; nothing where features are stored."""
+def _drawn(
+    example: Example, config: RunConfig, answer: str, name: str, augment: Augmenter | None
+) -> list[str]:  # fmt: skip
+    """The line that says where the pictures were drawn; nothing where features are stored. With `augment` the first one
+    follows as it is in the first epochs."""
     pictures = shown_pictures(example.visual, config.data.frame_seconds, config.data.video_decoder)
+    if pictures and augment is not None:
+        pictures += [augment.change(example, 0, epoch)(pictures[0]) for epoch in range(EPOCHS)]
     return [f"drawn into      {_draw(pictures, example, answer, Path('runs') / 'inspect' / name)}"] if pictures else []
 
 
@@ -158,19 +195,44 @@ def predict_one(
         )
     if not images:
         raise ConfigError("no picture; give --image FILE (twice for a task over two pictures)")
+    if task.decoding.mode == "retrieve":
+        if not text:
+            raise ConfigError(f"task {task_name!r} matches pictures with a text; give --text")
+        return _matches(model, config, task, [str(path.resolve()) for path in images], text)
     segments = (Segment("prompt", task.config.prompt), *([Segment("question", text)] if text else []))
     example = Example("0", task_name, segments, Visual(tuple(str(p.resolve()) for p in images)))
     return _answer(model, config, task, example)
 
 
-def _answer(model: Model, config: RunConfig, task: object, example: Example) -> str:
-    tokenizer, answers = model.backbone.tokenizer(), answers_of(model.backbone)
-    features, frames, _ = open_stores(config, model.backbone)
-    ensure_features(features, frames, [example], "eager", _silent)
-    collator = Collator(
-        tokenizer, features, {example.task: task.limits}, frames=frames, max_frames=model.backbone.max_frames,  # type: ignore[attr-defined]
-        max_tokens=model.backbone.max_tokens, answers=answers, text_only=config.data.text_only,
-    )  # fmt: skip
-    batch = collator.collate(example.task, [example], training=False)
+def _matches(model: Model, config: RunConfig, task: Any, images: Sequence[str], text: str) -> str:
+    """The pictures, the one that matches the text best first, with what speaks for each: a line a picture."""
+    need_heads(model.backbone, task.name)
+    segments = (Segment("prompt", task.config.prompt), Segment("question", text))
+    rows = [Example(str(i), task.name, segments, Visual((path,))) for i, path in enumerate(images)]
     model.eval()
-    return Evaluator(model, tokenizer if answers is None else answers).predict_batch(task, batch)[0].text  # type: ignore[arg-type]
+    model.set_task(task.name)
+    cosines, logits = score_pairs(model.backbone, _batch_of(model, config, task, rows))
+    scores = logits[:, 1] + task.decoding.beta * cosines
+    chances = torch.softmax(logits, 1)[:, 1]
+    return "\n".join(
+        f"{images[i]}  score {float(scores[i]):.4f}  (cosine {float(cosines[i]):.4f}, chance of a match {float(chances[i]):.1%})"
+        for i in scores.argsort(descending=True).tolist()
+    )
+
+
+def _answer(model: Model, config: RunConfig, task: Any, example: Example) -> str:
+    tokenizer, answers = model.backbone.tokenizer(), answers_of(model.backbone)
+    batch = _batch_of(model, config, task, [example])
+    model.eval()
+    return Evaluator(model, tokenizer if answers is None else answers).predict_batch(task, batch)[0].text
+
+
+def _batch_of(model: Model, config: RunConfig, task: Any, rows: Sequence[Example]) -> Batch:
+    """A batch of rows that stand in no file."""
+    features, frames, _ = open_stores(config, model.backbone)
+    ensure_features(features, frames, rows, "eager", _silent)
+    collator = Collator(
+        model.backbone.tokenizer(), features, {task.name: task.limits}, frames=frames, max_frames=model.backbone.max_frames,
+        max_tokens=model.backbone.max_tokens, answers=answers_of(model.backbone), text_only=config.data.text_only,
+    )  # fmt: skip
+    return collator.collate(task.name, rows, training=False)

@@ -14,10 +14,11 @@ from mtvl.backbones import BACKBONES
 from mtvl.config import PairsConfig, RunConfig, parse_section
 from mtvl.errors import ConfigError, PlanError
 from mtvl.objectives.answers import soft_answer_losses
-from mtvl.objectives.seq2seq import label_losses, loss_sum, token_losses
+from mtvl.objectives.seq2seq import answers_sum, label_losses, loss_sum, token_losses
 from mtvl.petl import METHODS
 from mtvl.petl.apply import apply_plan, merge_plan, owner_of, unmerge_plan
 from mtvl.petl.plan import Plan
+from mtvl.steps.answering import rank_answers
 from mtvl.steps.pairs import PairsLoss
 from mtvl.steps.retrieval import check_frame_rule, ground
 from mtvl.tasks import TASKS_DIR
@@ -117,10 +118,21 @@ class Model(nn.Module):
         if batch.answer_scores.shape[1] and not self.backbone.answers.are_exclusive(batch.task):
             total = soft_answer_losses(self.backbone.answer_logits(memory), batch.answer_scores).sum()
             return total * (batch.loss_weight / batch.denominator)
+        if batch.loss == "answers":
+            return self._all_answers(batch, memory) * (batch.loss_weight / batch.denominator)
         logits = self.backbone.label_logits(memory, batch.target_ids)
         losses = label_losses(logits, batch.target_ids, batch.label_smoothing)
         total = loss_sum(losses, batch.target_ids, batch.target_weights, batch.loss)
         return total * (batch.loss_weight / batch.denominator)
+
+    def _all_answers(self, batch: Batch, memory: Any) -> torch.Tensor:
+        """Numerator of the loss of all weighted answers of each row: scalar. The input is encoded once a row."""
+        is_there = batch.choice_weights > 0
+        is_there[:, 0] |= ~is_there.any(1)  # a row that counts for nothing runs all the same: ranks take equal passes
+        rows, places = is_there.nonzero(as_tuple=True)
+        ids = batch.choice_ids[rows, places]
+        logits = self.backbone.label_logits(memory.select(rows.tolist()), ids)
+        return answers_sum(label_losses(logits, ids, batch.label_smoothing), batch.choice_weights[rows, places])
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Teacher-forced logits (B, T, K)."""
@@ -158,6 +170,14 @@ class Model(nn.Module):
         memory = self.encode(batch) if memory is None else memory
         losses = token_losses(self.backbone.decode(memory.repeat(count), ids), ids)
         return -(losses.sum(1) / (ids != -100).sum(1).clamp(min=1)).view(rows, count)
+
+    @torch.no_grad()
+    def rank_list(
+        self, batch: Batch, answers: Sequence[Sequence[int]], decoding: Decoding, memory: Any = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Places in a list of wrapped `answers` (B, top) and their scores (B, top) for every row, as `decoding` says."""
+        memory = self.encode(batch) if memory is None else memory
+        return rank_answers(self.backbone.decode, memory, answers, decoding.top, smoothing=decoding.smoothing)[:2]
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Trained parameters by name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,12 +13,14 @@ import numpy as np
 import torch
 
 from mtvl import dist
+from mtvl.errors import ConfigError
 from mtvl.metrics.retrieval import ranks_of_truth
 from mtvl.steps.reranking import OUTSIDE
 from mtvl.steps.retrieval import Pairs, fuse_pairs
-from mtvl.types import Decoding, Example, Prediction, Visual
+from mtvl.types import Batch, Decoding, Example, Prediction, Visual
 
 BLOCK = 512  # queries whose scores stand in memory at once
+PAIRS = 2**14  # pairs whose cosines are computed at once
 
 
 @dataclass
@@ -38,8 +41,8 @@ def retrieve(
     """The best item of every text with the ranks that a retrieval task scores, for this rank's texts.
 
     Items (pictures or videos) are shared out over the ranks: each rank encodes its own once, keeps their tokens in a
-    temporary file, and scores the pairs that they take part in; memory holds the tokens of one block. `batch`: items, texts
-    or pairs of a block.
+    temporary file, and scores the pairs that they take part in; memory holds the tokens of one block, and no matrix of all
+    items and texts. `batch`: items, texts or pairs of a block.
     """
     items = list(dict.fromkeys(e.visual for e in examples))
     number = {visual: i for i, visual in enumerate(items)}
@@ -47,20 +50,22 @@ def retrieve(
     own = np.arange(dist.rank(), len(items), dist.world_size())
     with tempfile.TemporaryDirectory(prefix="mtvl-tokens-") as folder:
         shown = {number[e.visual]: e for e in examples}
-        tokens, vectors = _see(backbone, task, [shown[i] for i in own], collator, batch, device, Path(folder))
-        texts = _read(backbone, task, examples, collator, batch, device)
-        pictures = _merged(own, vectors, len(items))
-        similarity = pictures @ texts.vectors.cpu().numpy().T
-        pairs = _candidates(similarity, own, decoding.top)
-        if progress is not None:
-            progress(f"{task}: {len(items):,} items, {len(examples):,} texts, {len(pairs):,} pairs to match on rank 0")
-        logits = _match(backbone, pairs, own, tokens, texts, batch, device)
-    parts = dist.gather_objects((pairs, logits))
-    pairs, logits = np.concatenate([p for p, _ in parts]), np.concatenate([s for _, s in parts])
-    is_own = owner[:, None] == np.arange(len(items))[None]
-    swapped = pairs[:, ::-1]
-    text_ranks, best = _ranks(similarity.T, swapped, logits, decoding, is_own)
-    item_ranks, _ = _ranks(similarity, pairs, logits, decoding, is_own.T)
+        with TokenFile(Path(folder) / "tokens") as tokens:
+            vectors = _see(backbone, task, [shown[i] for i in own], collator, batch, device, tokens)
+            texts = _read(backbone, task, examples, collator, batch, device)
+            pictures = _merged(own, vectors, len(items))
+            pairs, is_asked = _candidates(pictures, texts.vectors.numpy(), own, decoding.top)
+            if progress is not None:
+                progress(
+                    f"{task}: {len(items):,} items, {len(examples):,} texts, {len(pairs):,} pairs to match on rank 0"
+                )
+            logits = _match(backbone, pairs, own, tokens, texts, batch, device)
+        scores = logits + decoding.beta * _cosines(pictures, texts.vectors.numpy(), pairs)
+    parts = zip(*dist.gather_objects((pairs, is_asked, scores)), strict=True)
+    pairs, is_asked, scores = (np.concatenate(part) for part in parts)
+    of_items, of_texts = is_asked.T
+    text_ranks, best = _ranks(pairs[of_texts, ::-1], scores[of_texts], owner, len(items))
+    item_ranks, _ = _ranks(pairs[of_items], scores[of_items], owner, len(examples), by_text=False)
     return [
         Prediction(
             examples[i].uid, _name(items[best[i]]),
@@ -70,25 +75,73 @@ def retrieve(
     ]  # fmt: skip
 
 
+def need_heads(backbone: Any, task: str) -> None:
+    """ConfigError for a backbone without heads of contrast and matching."""
+    if not backbone.has_pairs:
+        raise ConfigError(
+            f"task '{task}' matches pictures with texts, for which this backbone has no heads; use backbone.name=blip "
+            "with backbone.kind joint, retrieval or pretrain"
+        )
+
+
+@torch.no_grad()
+def score_pairs(backbone: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine (B,) of every row's text with its picture or video, and the logits (B, 2) of the matching head."""
+    tokens = backbone.see(backbone.every_frame(batch))
+    ids, mask = batch.source_ids, batch.source_mask
+    hidden = backbone.read(ids, mask)
+    image, text = backbone.image_features(tokens), backbone.text_features(hidden)
+    frames = backbone.frame_features(tokens)
+    states = fuse_pairs(
+        backbone, Pairs(tokens, ids, mask, hidden[:, 0], image, text, frames, batch.item_ids), backbone.config.frame_weights
+    )  # fmt: skip
+    return (image * text).sum(1).float(), backbone.match(states[:, 0]).float()
+
+
 def _name(visual: Visual) -> str:
     return Path(visual.video or (visual.images or ("",))[0]).name
 
 
+class TokenFile:
+    """Image tokens in a file, not in memory: rows of one shape, written in order and read by number."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w+b")
+        self._shape: tuple[int, ...] = ()
+
+    def __enter__(self) -> TokenFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def append(self, tokens: torch.Tensor) -> None:
+        """Rows (n, N, P, D), as float32, behind those before."""
+        self._shape = tuple(tokens.shape[1:])
+        self._file.seek(0, os.SEEK_END)
+        self._file.write(tokens.float().cpu().contiguous().numpy().tobytes())
+
+    def read(self, rows: Sequence[int]) -> torch.Tensor:
+        """Rows (n, N, P, D) float32 with these numbers."""
+        block = np.empty((len(rows), *self._shape), np.float32)
+        size = block[:1].nbytes
+        for place, row in enumerate(rows):
+            self._file.seek(row * size)
+            block[place] = np.frombuffer(self._file.read(size), np.float32).reshape(self._shape)
+        return torch.from_numpy(block)
+
+
 def _see(
-    backbone: Any, task: str, shown: Sequence[Example], collator: Any, batch: int, device: Any, folder: Path
-) -> tuple[np.ndarray | None, np.ndarray]:
-    """Tokens (n, N, P, D) of these examples' items in a file, None without any, and unit vectors (n, E)."""
-    tokens: np.ndarray | None = None
+    backbone: Any, task: str, shown: Sequence[Example], collator: Any, batch: int, device: Any, tokens: TokenFile
+) -> np.ndarray:
+    """Unit vectors (n, E) of these examples' items; their tokens (n, N, P, D) go into a file."""
     vectors = np.zeros((len(shown), backbone.config.embed_dim), np.float32)
     for first in range(0, len(shown), batch):
         some = collator.collate(task, shown[first : first + batch], training=False).to(device)
         found = backbone.see(backbone.every_frame(some))
-        if tokens is None:
-            shape = (len(shown), *found.shape[1:])
-            tokens = np.lib.format.open_memmap(folder / "tokens.npy", "w+", np.float32, shape)
-        tokens[first : first + len(found)] = found.float().cpu().numpy()
+        tokens.append(found)
         vectors[first : first + len(found)] = backbone.image_features(found).float().cpu().numpy()
-    return tokens, vectors
+    return vectors
 
 
 def _read(backbone: Any, task: str, examples: Sequence[Example], collator: Any, batch: int, device: Any) -> Texts:
@@ -120,22 +173,41 @@ def _put_together(parts: Sequence[tuple[np.ndarray, np.ndarray | None]], count: 
     return whole
 
 
-def _candidates(similarity: np.ndarray, own: np.ndarray, top: int) -> np.ndarray:
-    """Pairs (n, 2) of own items and texts, of which one is among the best `top` of the other, by item."""
-    count = similarity.shape[1]
-    cosines = torch.from_numpy(similarity)
-    of_items = cosines[torch.from_numpy(own)].topk(min(top, count), 1).indices.numpy()
-    of_texts = cosines.T.topk(min(top, len(cosines)), 1).indices.numpy()
-    is_own = np.zeros(len(similarity), bool)
+def _candidates(
+    pictures: np.ndarray, vectors: np.ndarray, own: np.ndarray, top: int
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Pairs (n, 2) of own items and texts, of which one is among the best `top` of the other, by item; and (n, 2) whether
+    the text is among those of the item, and the item among those of the text."""
+    count = len(vectors)
+    by_item = (own[:, None] * count + _best(pictures, vectors, top)[own]).ravel()
+    best = _best(vectors, pictures, top)
+    texts = np.broadcast_to(np.arange(count)[:, None], best.shape)
+    is_own = np.zeros(len(pictures), bool)
     is_own[own] = True
-    texts = np.broadcast_to(np.arange(count)[:, None], of_texts.shape)
-    codes = [(own[:, None] * count + of_items).ravel(), (of_texts * count + texts)[is_own[of_texts]]]
-    both = np.unique(np.concatenate(codes))
-    return np.stack([both // count, both % count], 1)
+    by_text = (best * count + texts)[is_own[best]]
+    both = np.unique(np.concatenate([by_item, by_text]))
+    is_asked = np.stack([np.isin(both, by_item), np.isin(both, by_text)], 1)
+    return np.stack([both // count, both % count], 1), is_asked
+
+
+def _best(queries: np.ndarray, others: np.ndarray, top: int) -> np.ndarray:
+    """Numbers (Q, top) of the nearest `others` (n, E) of each query (Q, E). Blocks are the same on every rank, or equal
+    cosines might be told apart by rounding."""
+    blocks = (torch.from_numpy(queries[i : i + BLOCK] @ others.T) for i in range(0, len(queries), BLOCK))
+    return np.concatenate([block.topk(min(top, len(others)), 1).indices.numpy() for block in blocks])
+
+
+def _cosines(pictures: np.ndarray, vectors: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """(n,) of pairs of items and texts."""
+    found = np.zeros(len(pairs), np.float32)
+    for first in range(0, len(pairs), PAIRS):
+        items, texts = pairs[first : first + PAIRS].T
+        found[first : first + PAIRS] = (pictures[items] * vectors[texts]).sum(1)
+    return found
 
 
 def _match(
-    backbone: Any, pairs: np.ndarray, own: np.ndarray, tokens: np.ndarray | None, texts: Texts, batch: int, device: Any
+    backbone: Any, pairs: np.ndarray, own: np.ndarray, tokens: TokenFile, texts: Texts, batch: int, device: Any
 ) -> np.ndarray:
     """Matching logits (n,) of pairs of own items and texts; tokens of a block's items alone are in memory."""
     place = {int(item): i for i, item in enumerate(own)}
@@ -144,8 +216,7 @@ def _match(
     for first in range(0, len(pairs), batch):
         items, rows = pairs[first : first + batch].T
         distinct, back = np.unique(items, return_inverse=True)
-        assert tokens is not None  # there are no pairs of no items
-        block = torch.from_numpy(tokens[[place[int(i)] for i in distinct]]).to(device, dtype)
+        block = tokens.read([place[int(i)] for i in distinct]).to(device, dtype)
         shown, text = block[torch.from_numpy(back).to(device)], torch.from_numpy(rows)
         given = [texts.ids[text], texts.mask[text], texts.first[text].to(dtype)]
         vectors = texts.vectors[text].to(device, dtype)
@@ -157,25 +228,23 @@ def _match(
 
 
 def _ranks(
-    similarity: np.ndarray, pairs: np.ndarray, logits: np.ndarray, decoding: Decoding, is_truth: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rank of each query's best truth and number of its best item: similarity and is_truth (queries, items).
+    pairs: np.ndarray, scores: np.ndarray, owner: np.ndarray, others: int, *, by_text: bool = True
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Rank of each query's best truth and number of its best item, from pairs (n, 2) of queries and their best items.
 
-    An item among a query's best `top` scores its logit + beta * cosine, another one OUTSIDE. Block by block of queries.
+    `owner` is the item of each text; queries are texts, or else items, and there are so many `others`. What is not among a
+    query's best scores OUTSIDE. Block by block of queries.
     """
+    queries = len(owner) if by_text else int(owner.max()) + 1
     order = np.argsort(pairs[:, 0], kind="stable")
-    pairs, logits = pairs[order], logits[order]
-    ranks, best = np.zeros(len(similarity)), np.zeros(len(similarity), np.int64)
-    for first in range(0, len(similarity), BLOCK):
-        rows = slice(first, min(first + BLOCK, len(similarity)))
-        cosines = similarity[rows]
-        start, stop = np.searchsorted(pairs[:, 0], [rows.start, rows.stop])
-        query, item = pairs[start:stop, 0] - first, pairs[start:stop, 1]
-        scored = np.full(cosines.shape, np.nan, np.float32)
-        scored[query, item] = logits[start:stop] + decoding.beta * cosines[query, item]
-        top = torch.from_numpy(cosines).topk(min(decoding.top, cosines.shape[1]), 1).indices.numpy()
-        scores = np.full(cosines.shape, OUTSIDE, np.float32)
-        np.put_along_axis(scores, top, np.take_along_axis(scored, top, 1), 1)
-        ranks[rows] = ranks_of_truth(scores, is_truth[rows])
-        best[rows] = scores.argmax(1)
+    pairs, scores = pairs[order], scores[order]
+    ranks, best = np.zeros(queries), np.zeros(queries, np.int64)
+    for first in range(0, queries, BLOCK):
+        rows = np.arange(first, min(first + BLOCK, queries))
+        start, stop = np.searchsorted(pairs[:, 0], [first, first + len(rows)])
+        found = np.full((len(rows), others), OUTSIDE, np.float32)
+        found[pairs[start:stop, 0] - first, pairs[start:stop, 1]] = scores[start:stop]
+        is_truth = owner[rows][:, None] == np.arange(others) if by_text else owner[None] == rows[:, None]
+        ranks[rows] = ranks_of_truth(found, is_truth)
+        best[rows] = found.argmax(1)
     return ranks, best

@@ -27,7 +27,7 @@ from mtvl.checkpoint import (
     resolve_resume,
     write_done,
 )
-from mtvl.config import RunConfig, TowerOptimConfig, to_plain
+from mtvl.config import AugmentConfig, RunConfig, TowerOptimConfig, to_plain
 from mtvl.data.schedule import Schedule, num_micro_steps, stable_bits
 from mtvl.data.skips import SkipLog
 from mtvl.engine import (
@@ -243,6 +243,7 @@ def identity_of(config: RunConfig, run: Run, schedule: Schedule, examples: dict[
         "train.global_batch": str(config.train.global_batch), "train.steps": str(config.train.steps),
         "train.precision": config.train.precision, "optim": json.dumps(optim),
         "paper_compat": str(config.paper_compat), "data.text_only": str(config.data.text_only),
+        **({"data.augment": json.dumps(to_plain(config.data.augment))} if config.data.augment != AugmentConfig() else {}),
         **({"pairs": json.dumps(to_plain(config.pairs))} if run.model.pairs is not None else {}),
     }  # fmt: skip
 

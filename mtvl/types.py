@@ -79,9 +79,14 @@ class Decoding:
     """How an answer is produced.
 
     "generate" text; "choose" among the fixed texts `choices` by their first differing token; "rank" the example's own
-    choices by likelihood and answer with the name of the best, from `choices`; "retrieve" the picture or video of every
+    choices by likelihood and answer with the name of the best, from `choices`; "rank_list" a list of answers, the same for
+    all examples: the `top` by the first token, of these the one whose whole text is likeliest; "retrieve" the picture or video of every
     text and the text of every picture, among all of a split: by cosine, then the `top` of each query again by the matching
     head, whose logit is added to `beta` times the cosine.
+
+    The list is `choices`, or that of the JSON file `list_file` below the data root, or where neither is given the answers
+    of the training split, the most frequent `list_size` of them (0: all). `smoothing`: label smoothing inside the
+    likelihood by which a list is ranked (0: the likelihood itself).
 
     `max_tokens` counts generated ids including the decoder start id (and a prompt of the decoder), as transformers'
     `max_length` does; `min_tokens` those before which no answer ends.
@@ -96,6 +101,9 @@ class Decoding:
     choices: tuple[str, ...] = ()
     top: int = 128
     beta: float = 1.0
+    list_file: str = ""
+    list_size: int = 0
+    smoothing: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -126,10 +134,9 @@ class Task(Protocol):
     primary: str
     decoding: Decoding
     limits: Limits
-    loss: (
-        str  # "sample_mean" (mean over tokens, then over the slot's samples), "token_mean" (over the slot's tokens), or
-    )
-    # "pairs" (contrast and matching, mean over the slot's samples)
+    loss: str  # "sample_mean" (mean over tokens, then over the slot's samples), "token_mean" (over the slot's tokens),
+    # "answers" (all answers by their weights, tokens summed, mean over the slot's samples), or "pairs" (contrast and
+    # matching, mean over the slot's samples)
     label_smoothing: float
 
     def examples(self, split: str) -> Sequence[Example]:
@@ -137,6 +144,9 @@ class Task(Protocol):
 
     def score(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Scores:
         """Score predictions of exactly the given examples (any order)."""
+
+    def listed_answers(self) -> tuple[str, ...]:
+        """The list that `decoding.mode` rank_list ranks, each text once."""
 
 
 @dataclass
@@ -150,16 +160,18 @@ class Batch:
                     the tower is trained
     feature_mask    (B, N, P) bool, True where a feature stands; shorter videos are padded. All True unless given
     feature_kind    "grid" or "frame"
-    choice_ids      (B, C, T) int64, the rows' own choices to be ranked, -100 where ignored; C = 0 in training and for
-                    tasks that do not rank
+    choice_ids      (B, C, T) int64, the rows' own choices to be ranked, -100 where ignored; in training all answers of
+                    the rows where the loss is "answers"; C = 0 else
+    choice_weights  (B, C) float32, weights of these answers, 0 where a row has fewer; zeros for choices to be ranked
     target_ids      (B, T) int64, -100 where ignored; where the backbone answers from a list, T = 1 and the answer's place
                     in it
     target_weights  (B,) float32, soft weight of the target that was drawn
     answer_scores   (B, K) float32, weights of all targets over the backbone's list of answers: 0 for a wrong answer, -1
                     for one that is none of the task's; K = 0 where the backbone writes text
     item_ids        (B,) int64, equal where rows show the same pictures or video; each row its own unless given
-    loss            "sample_mean" or "token_mean" over target tokens; "pairs": contrast and matching of the rows' texts
-                    with their pictures or videos, a mean over the slot's samples
+    loss            "sample_mean" or "token_mean" over target tokens; "answers": the losses of all answers of a row, summed
+                    over tokens, by their weights, a mean over the slot's samples; "pairs": contrast and matching of the
+                    rows' texts with their pictures or videos, a mean over the slot's samples
     label_smoothing  share of a target token's weight that is spread over the vocabulary
     denominator     samples (or target tokens) of the whole slot over all ranks and micro-batches
     loss_weight     weight of the task's loss in the step
@@ -183,11 +195,14 @@ class Batch:
     choice_ids: torch.Tensor = None  # type: ignore[assignment]
     answer_scores: torch.Tensor = None  # type: ignore[assignment]
     item_ids: torch.Tensor = None  # type: ignore[assignment]
+    choice_weights: torch.Tensor = None  # type: ignore[assignment]
     parts: tuple[Batch, ...] = ()
 
     def __post_init__(self) -> None:
         if self.choice_ids is None:
             self.choice_ids = self.target_ids.new_zeros((len(self.target_ids), 0, 0))
+        if self.choice_weights is None:
+            self.choice_weights = self.target_weights.new_zeros(self.choice_ids.shape[:2])
         if self.answer_scores is None:
             self.answer_scores = self.target_weights.new_zeros((len(self.target_ids), 0))
         if self.item_ids is None:

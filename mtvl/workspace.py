@@ -10,12 +10,14 @@ from typing import Any
 
 from mtvl import dist
 from mtvl.backbones import BACKBONES
-from mtvl.config import RunConfig, parse_section, to_plain
+from mtvl.config import AugmentConfig, RunConfig, parse_section, to_plain
 from mtvl.data import shards
+from mtvl.data.augment import Augmenter
 from mtvl.data.collate import Collator
 from mtvl.data.features import FeatureStore, FrameStore, PixelFrames, PixelSource
 from mtvl.data.miniworld.write import ensure_miniworld
 from mtvl.data.skips import REFUSE, Sieve, SkipLog
+from mtvl.data.visuals import NO_PIXELS
 from mtvl.errors import CheckpointError, ConfigError, DataError, MtvlError
 from mtvl.tasks import load_task
 from mtvl.tasks.answer_lists import answer_lists
@@ -103,6 +105,8 @@ class Workspace:
             for name in config.tasks
         }
         self.tasks: dict[str, Task] = dict(tasks)
+        for task in tasks.values():
+            task.check_list()
         self._bad_input = {name: task.config.bad_input for name, task in tasks.items()}
         self._usable = {name: task.usable_examples for name, task in tasks.items()}
         self._sieves: dict[tuple[str, str], Sieve] = {}
@@ -126,6 +130,7 @@ class Workspace:
             frames=self.frames, max_frames=backbone.max_frames, max_tokens=backbone.max_tokens,
             answers=self.answers, seed=config.seed, text_only=config.data.text_only,
             on_bad=None if skips is None else self._found_bad,
+            all_answers=[n for n, t in self.tasks.items() if t.loss == "answers"], augment=augmenter(config, backbone),
         )  # fmt: skip
         self._examples: dict[tuple[str, str], list[Example]] = {}
 
@@ -217,6 +222,19 @@ class Workspace:
 def answers_of(backbone: Any) -> Answers | None:
     """The list that `backbone` chooses its answers from; None where it writes text."""
     return getattr(backbone, "answers", None)
+
+
+def augmenter(config: RunConfig, backbone: Any) -> Augmenter | None:
+    """What changes the training pictures of a run; None where nothing does. ConfigError for a backbone without pixels."""
+    augment = config.data.augment
+    if augment == AugmentConfig() or config.data.text_only:
+        return None
+    if backbone.visual_tower is None:
+        raise ConfigError(NO_PIXELS)
+    return Augmenter(
+        backbone.visual_tower.config.image_size, config.seed, least_area=augment.least_area, flip=augment.flip,
+        operations=augment.operations, magnitude=augment.magnitude,
+    )  # fmt: skip
 
 
 def open_stores(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from distributed import launch_ok
 
 from mtvl.backbones.blip import BlipBackbone, BlipConfig
-from mtvl.retrieving import retrieve
+from mtvl.retrieving import TokenFile, retrieve
 from mtvl.steps.reranking import rerank
 from mtvl.types import Batch, Decoding, Example, Segment, Visual
 
@@ -99,3 +103,26 @@ def test_a_text_without_its_picture_among_the_best_is_behind_all_of_them() -> No
         p.scores["text_rank"] for p in retrieve(model, "find", Decoding(mode="retrieve", top=1), rows, Stub(), 8, "cpu")
     }
     assert ranks == {1.0, 1 + 1 + (6 - 1) / 2}  # one ahead, six that tie
+
+
+@pytest.mark.multiproc
+def test_ranks_share_the_pictures_and_agree_with_one_process() -> None:
+    """Each picture is encoded once over all ranks, and every text gets the ranks that one process gives it."""
+    decoding = Decoding(mode="retrieve", top=3, beta=0.7)
+    alone = retrieve(build().double(), "find", decoding, examples(), Stub(), 4, "cpu")
+    ends = launch_ok(Path(__file__).with_name("retrieving_rank.py"), 2)
+    parts = [json.loads(next(line for line in end.output.splitlines() if line.startswith("{"))) for end in ends]
+    assert sorted(parts[0]["shown"] + parts[1]["shown"]) == [f"/p/{i}.png" for i in range(7)]
+    assert all(part["shown"] for part in parts)
+    found = {uid: (text, scores) for part in parts for uid, text, scores in part["found"]}
+    assert sum(len(part["found"]) for part in parts) == len(found) == len(alone)
+    assert found == {p.uid: (p.text, dict(p.scores)) for p in alone}
+
+
+def test_tokens_are_read_from_their_file_by_number(tmp_path: Path) -> None:
+    rows = torch.randn(5, 1, 3, 4)
+    with TokenFile(tmp_path / "tokens") as file:
+        file.append(rows[:2])
+        assert torch.equal(file.read([1, 0]), rows[[1, 0]])
+        file.append(rows[2:].double())
+        assert torch.equal(file.read([4, 0, 2]), rows[[4, 0, 2]])

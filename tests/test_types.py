@@ -26,7 +26,7 @@ def test_moving_a_batch_moves_every_tensor_and_keeps_the_rest(make_batch: Callab
     tensors = [k for k, v in vars(batch).items() if isinstance(v, torch.Tensor)]
     assert tensors == [
         "source_ids", "source_mask", "features", "target_ids", "target_weights", "feature_mask", "choice_ids",
-        "answer_scores", "item_ids",
+        "answer_scores", "item_ids", "choice_weights",
     ]  # fmt: skip
     assert {getattr(moved, k).device.type for k in tensors} == {"meta"}
     assert {getattr(batch, k).device.type for k in tensors} == {"cpu"}

@@ -39,6 +39,8 @@ BENCHES = Registry(
         "save": "benches.save:measure",
         "ranks": "benches.ranks:measure",
         "decode": "benches.decode:measure",
+        "blip": "benches.blip:measure",
+        "rerank": "benches.rerank:measure",
     },
 )
 

@@ -7,7 +7,8 @@ once; the visual tower is counted where it is trained. `paper` is the published 
 why the computed one does not round to it.
 *Source:* VL-Adapter, tables 1, 2, 4 and 5, whose percentages these integers round to (those of its table 7 count a trained
 tower and are not derived: CLIP-ViL's rows are counts of what is here); for BLIP the released classes, and
-tables 1 to 3 of UniAdapter and 8 of UniTrans, whose millions the rows without trained heads round to.
+tables 1 to 3 of UniAdapter and 8 of UniTrans, whose millions the rows without trained heads round to. As there the one
+learned temperature of contrast is not counted; it is a parameter all the same, so a plan counts one more (a note says so).
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ def trans(method: str, label: str, kind: str = "retrieval", **options: Any) -> R
 
 
 ROUNDING = "17.71 when rounded; the paper prints 17.72, which no choice of parameters gives: taken for a slip"
+TEMPERATURE = "and a temperature: plans, recipes and engines count one more"
 ROWS = (
     bart("full", "image", 100.0),
     bart("adapter", "single, image", 4.18, share="all"),
@@ -239,7 +241,7 @@ def compute(row: Row) -> dict[str, Any]:
     return {
         "backbone": row.backbone, "method": row.method, "variant": row.variant, "trainable": trainable,
         "total": total, "percent": round(100 * trainable / total, 4), "paper": row.paper,
-        "note": row.note,
+        "note": row.note or TEMPERATURE * bool(scalars),
     }  # fmt: skip
 
 

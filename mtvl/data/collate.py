@@ -5,42 +5,24 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from mtvl.data.rows import IGNORE, item_id, shorten_video, without_rows
+from mtvl.data.augment import Augmenter
+from mtvl.data.rows import IGNORE, item_id, without_rows
 from mtvl.data.schedule import stable_bits
+from mtvl.data.visuals import FeatureSource as FeatureSource
+from mtvl.data.visuals import FrameSource as FrameSource
+from mtvl.data.visuals import VisualLoader
 from mtvl.errors import ConfigError, DataError, near_names
 from mtvl.types import KEEP, Answers, Batch, Example, Limits, Segment, Target, Tokenizer, wrap_target
 
 _CACHE_TEXTS = 2**18  # of sources and of targets; about 300 bytes each
-
-
-class FeatureSource(Protocol):
-    """Where visual features come from; `mtvl.data.features.FeatureStore` is one."""
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(P, F) of a picture."""
-
-    def get(self, paths: Sequence[str]) -> torch.Tensor:
-        """(len(paths), P, F) float32."""
-
-
-class FrameSource(Protocol):
-    """Where the features of video frames come from; `mtvl.data.features` has one."""
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(P, F) of a frame."""
-
-    def read(self, path: str, span: tuple[float, float] | None = None) -> torch.Tensor:
-        """(T, P, F) float32: the frames of `span` (seconds; None: all) in order of time, at least one."""
 
 
 class Encoded(NamedTuple):
@@ -59,7 +41,8 @@ class Collator:
     is higher. With `answers` targets are places in that list and no text. `text_only` puts zeros in place of features without reading any.
     `multiple_of` rounds padded lengths up. `seed` decides, with task, uid and epoch, which target is drawn, so the draw
     is the same for any number of ranks, micro-batches and workers. A training example whose picture or video cannot be
-    read goes to `on_bad`, where that is given; its row stays and counts for nothing.
+    read goes to `on_bad`, where that is given; its row stays and counts for nothing. Training rows of the tasks `all_answers`
+    carry all their targets beside the drawn one. `augment` changes training pictures.
     """
 
     def __init__(
@@ -76,9 +59,10 @@ class Collator:
         text_only: bool = False,
         multiple_of: int = 1,
         on_bad: Callable[[Example, DataError], None] | None = None,
+        all_answers: Collection[str] = (),
+        augment: Augmenter | None = None,
     ) -> None:
-        self._tokenizer, self._features = tokenizer, features
-        self._answers, self._writer = answers, tokenizer if answers is None else answers
+        self._tokenizer, self._answers, self._writer = tokenizer, answers, tokenizer if answers is None else answers
         for task, limit in limits.items():
             for name, tokens, special in (
                 ("source_tokens", limit.source_tokens, tokenizer.num_special),
@@ -88,8 +72,10 @@ class Collator:
                     raise ConfigError(f"task '{task}': '{name}' is {tokens}, expected 0 (no limit) or more than the "
                                       f"{special} special tokens of this backbone")  # fmt: skip
         self._limits = {name: _bounded(limit, max_tokens) for name, limit in limits.items()}
-        self._frames, self._max_frames = frames, max_frames
-        self._seed, self._text_only, self._multiple_of, self._on_bad = seed, text_only, multiple_of, on_bad
+        self._visuals = VisualLoader(
+            features, frames, max_frames, text_only=text_only, on_bad=on_bad, augment=augment
+        )  # fmt: skip
+        self._seed, self._multiple_of, self._all_answers = seed, multiple_of, frozenset(all_answers)
         # Fast tokenizers refuse to be used by two threads at once ("Already borrowed").
         self._tokenizer_lock = threading.Lock()
         self._source = lru_cache(maxsize=_CACHE_TEXTS)(self._encode_source)
@@ -120,7 +106,8 @@ class Collator:
         target_ids, target_mask = self._pad([w.ids if w else _NO_IDS for w in wanted], IGNORE)
         self._count(task, sources, wanted, source_mask, target_mask)
         kind = "frame" if examples[0].visual.video else "grid"
-        visual, visual_mask, bad = self._load_visual(kind, examples, training)
+        visual, visual_mask, bad = self._visuals.load(kind, examples, epoch_keys if training else None)
+        choice_ids, choice_weights = self._choices(task, examples, limits.target_tokens, training)
         batch = Batch(
             task=task,
             uids=tuple(e.uid for e in examples),
@@ -132,7 +119,8 @@ class Collator:
             target_ids=target_ids,
             target_weights=torch.tensor([t.weight if t else 0.0 for t in targets], dtype=torch.float32),
             answer_scores=self._answer_scores(task, examples),  # type: ignore[arg-type]
-            choice_ids=None if training else self._choices(examples, limits.target_tokens),  # type: ignore[arg-type]
+            choice_ids=choice_ids,  # type: ignore[arg-type]
+            choice_weights=choice_weights,  # type: ignore[arg-type]
             item_ids=torch.tensor([item_id(e.visual) for e in examples], dtype=torch.int64),
         )
         return without_rows(batch, bad) if bad else batch
@@ -164,17 +152,29 @@ class Collator:
                 }
         return result
 
-    def _choices(self, examples: Sequence[Example], limit: int) -> torch.Tensor | None:
-        """Ids (B, C, T) of the rows' own choices, or None when they have none."""
+    def _choices(
+        self, task: str, examples: Sequence[Example], limit: int, training: bool
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Ids (B, C, T) of the rows' own choices, or in training all their answers with their weights (B, C); else None."""
+        if training:
+            return self._all_targets(examples, limit) if task in self._all_answers else (None, None)
         count = len(examples[0].choices)
         other = next((e for e in examples if len(e.choices) != count), None)
         if other is not None:
             raise DataError(f"task '{other.task}': '{other.uid}' has {len(other.choices)} choices, '{examples[0].uid}' "
                             f"has {count}; all examples need the same number")  # fmt: skip
         if not count:
-            return None
+            return None, None
         ids, _ = self._pad([self._target(text, limit).ids for e in examples for text in e.choices], IGNORE)
-        return ids.view(len(examples), count, -1)
+        return ids.view(len(examples), count, -1), None
+
+    def _all_targets(self, examples: Sequence[Example], limit: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """All targets of rows as ids (B, C, T), -100 where a row has fewer, and their weights (B, C)."""
+        most = max(len(e.targets) for e in examples)
+        rows = [[self._target(t.text, limit).ids for t in e.targets] for e in examples]
+        ids, _ = self._pad([row[i] if i < len(row) else _NO_IDS for row in rows for i in range(most)], IGNORE)
+        weights = [[t.weight for t in e.targets] + [0.0] * (most - len(e.targets)) for e in examples]
+        return ids.view(len(examples), most, -1), torch.tensor(weights, dtype=torch.float32)
 
     def _answer_scores(self, task: str, examples: Sequence[Example]) -> torch.Tensor | None:
         """Weights (B, K) of the targets over the list of answers; None where there is none."""
@@ -233,82 +233,6 @@ class Collator:
         ids = np.full(mask.shape, fill, dtype=np.int64)
         ids[mask] = np.concatenate(rows)
         return torch.from_numpy(ids), torch.from_numpy(mask)
-
-    def _load_visual(
-        self, kind: str, examples: Sequence[Example], training: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None, list[int]]:
-        """Features, their mask, and the rows that have those of another row, because their own cannot be read."""
-        load = self._load_video if kind == "frame" else self._load_features
-        try:
-            return *load(examples), []
-        except DataError:
-            if not training or self._on_bad is None:
-                raise
-        bad = []
-        for row, example in enumerate(examples):
-            try:
-                load([example])
-            except DataError as error:
-                self._on_bad(example, error)
-                bad.append(row)
-        good = next((e for row, e in enumerate(examples) if row not in bad), None)
-        if good is None:
-            return *self._blank(kind, examples), bad
-        return *load([good if row in bad else e for row, e in enumerate(examples)]), bad
-
-    def _blank(self, kind: str, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Zeros in place of the features of `examples`."""
-        source = self._frames if kind == "frame" else self._features
-        assert source is not None
-        tokens, width = source.grid
-        if kind == "frame":
-            shape = (len(examples), 1, self._max_frames * tokens)
-            return torch.zeros(*shape, width), torch.ones(shape, dtype=torch.bool)
-        return torch.zeros(len(examples), len(examples[0].visual.images), tokens, width), None
-
-    def _load_features(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Grid features (B, N, P, F) of the pictures; all of them are there."""
-        num_pictures = len(examples[0].visual.images)
-        for e in examples:
-            if len(e.visual.images) != num_pictures:
-                raise DataError(
-                    f"task '{e.task}': all examples need the same number of pictures; '{examples[0].uid}' has "
-                    f"{num_pictures}, '{e.uid}' has {len(e.visual.images)}"
-                )
-            if e.visual.video:
-                raise DataError(f"task '{e.task}': '{e.uid}' has a video, '{examples[0].uid}' has none; "
-                                "all examples of a task need the same kind")  # fmt: skip
-        if num_pictures == 0:
-            return torch.zeros(len(examples), 0, 0, 0), None
-        if self._features is None:
-            raise ConfigError(f"task '{examples[0].task}' has pictures, but the collator was made without a feature "
-                              "source")  # fmt: skip
-        if self._text_only:
-            return self._blank("grid", examples)
-        shape = (len(examples), num_pictures, *self._features.grid)
-        return self._features.get([path for e in examples for path in e.visual.images]).view(shape), None
-
-    def _load_video(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Frame tokens (B, 1, P, F) padded to the longest video of the batch, and their mask (B, 1, P)."""
-        if self._frames is None:
-            raise ConfigError(
-                f"task '{examples[0].task}' has videos, but the collator was made without a source of frames"
-            )
-        bare = next((e for e in examples if not e.visual.video or e.visual.images), None)
-        if bare is not None:
-            raise DataError(f"task '{bare.task}': '{bare.uid}' has no video or has pictures beside it; "
-                            "all examples of a task need the same kind")  # fmt: skip
-        tokens, width = self._frames.grid
-        if self._text_only:
-            return self._blank("frame", examples)
-        rows = [shorten_video(self._frames.read(e.visual.video, e.visual.span), self._max_frames) for e in examples]
-        longest = max(len(row) for row in rows)
-        features = torch.zeros(len(rows), 1, longest * tokens, width)
-        mask = torch.zeros(features.shape[:3], dtype=torch.bool)
-        for i, row in enumerate(rows):
-            features[i, 0, : len(row) * tokens] = row.reshape(-1, width)
-            mask[i, 0, : len(row) * tokens] = True
-        return features, mask
 
     def _count(
         self,

@@ -20,7 +20,12 @@ def without_rows(batch: Batch, rows: Sequence[int]) -> Batch:
     scores = batch.answer_scores.clone()
     scores[list(rows)] = -1
     uids = tuple("" if row in rows else uid for row, uid in enumerate(batch.uids))
-    return replace(batch, uids=uids, target_ids=target_ids, target_weights=weights, answer_scores=scores)
+    choice_weights = batch.choice_weights.clone()
+    choice_weights[list(rows)] = 0.0
+    return replace(
+        batch, uids=uids, target_ids=target_ids, target_weights=weights, answer_scores=scores,
+        choice_weights=choice_weights,
+    )  # fmt: skip
 
 
 def shorten_video(rows: torch.Tensor, max_frames: int) -> torch.Tensor:

@@ -39,7 +39,9 @@ AGAIN = "write the split again with tools/shard.py"
 # Fields of a task file that change how an answer is asked for or scored, but not the examples themselves.
 _NOT_IN_EXAMPLES = (
     "primary", "sources", "limits", "decoding", "loss", "label_smoothing", "ascii_only", "bad_input", "families",
+    "additions",
 )  # fmt: skip
+_BEFORE: dict[str, Any] = {"also": (), "answer_weights": "accuracy"}
 _MEMBER = re.compile(r"(?P<tar>.+\.tar)#offset=(?P<offset>\d+),size=(?P<size>\d+),name=(?P<name>[^/#,]+)", re.DOTALL)
 _SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _READ_BYTES = 2**20
@@ -191,6 +193,9 @@ def example_settings(config: Any) -> dict[str, Any]:
     fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NOT_IN_EXAMPLES}
     if fields.get("masking", "") is None:  # shards from before there was such a section stay what they are
         del fields["masking"]
+    fields = {k: v for k, v in fields.items() if k not in _BEFORE or _BEFORE[k] != v}  # nor were these
+    if config.also:
+        fields["additions"] = {k: dataclasses.asdict(v) for k, v in config.additions.items() if k in config.also}
     if config.decoding.choices:  # their names, and whether the answers are learned by name or by their words
         fields |= {"decoding.choices": config.decoding.choices, "ranked": config.decoding.mode == "rank"}
     return dict(json.loads(json.dumps(fields)))

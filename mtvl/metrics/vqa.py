@@ -99,6 +99,17 @@ def soft_targets(answers: Sequence[str]) -> dict[str, float]:
     """
     if not answers:
         raise DataError("soft targets: expected raw answers of one question, found none; check the annotation row")
+    # 0.3 * 3 is 0.8999...: three tenths as a quotient keeps the weights that are written in the papers.
+    return {text: min(1.0, 3 * n / 10) for text, n in _counted(answers)}
+
+
+def answer_shares(answers: Sequence[str]) -> dict[str, float]:
+    """{normalised text: share of the annotators who gave it}, commonest first; {} without answers. *Source:* BLIP."""
+    return {text: n / len(answers) for text, n in _counted(answers)}
+
+
+def _counted(answers: Sequence[str]) -> list[tuple[str, int]]:
+    """Normalised texts (stripped ones where nothing is left) and how many gave them, commonest first."""
     counts: Counter[str] = Counter()
     text_of: dict[str, str] = {}
     for answer in answers:
@@ -106,8 +117,7 @@ def soft_targets(answers: Sequence[str]) -> dict[str, float]:
         key = normalise(stripped)
         text_of.setdefault(key, key or stripped)
         counts[key] += 1
-    # 0.3 * 3 is 0.8999...: three tenths as a quotient keeps the weights that are written in the papers.
-    return {text_of[key]: min(1.0, 3 * n / 10) for key, n in counts.most_common()}
+    return [(text_of[key], n) for key, n in counts.most_common()]
 
 
 def _sides(prediction: str, answers: Sequence[str], variant: str) -> tuple[str, list[str]]:

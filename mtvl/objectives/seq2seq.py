@@ -33,6 +33,14 @@ def sample_losses(losses: torch.Tensor, target_ids: torch.Tensor, weights: torch
     return losses.sum(1) / counts * weights
 
 
+def answers_sum(losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """losses (A, T) of answers summed over tokens, times their weights (A,), summed over answers: scalar.
+
+    *Source:* BLIP's VQA step, which teaches all answers of a question at once; the slot divides by its number of samples.
+    """
+    return (losses.sum(1) * weights).sum()
+
+
 def loss_sum(losses: torch.Tensor, target_ids: torch.Tensor, weights: torch.Tensor, loss: str) -> torch.Tensor:
     """Numerator of a slot's loss over these rows: scalar.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from mtvl.objectives.language import (
+    IGNORED,
     SMOOTHING,
     answer_losses,
     caption_loss,
@@ -72,27 +74,34 @@ def compare_step(
 
 @torch.no_grad()
 def rank_answers(
-    model: Any, states: torch.Tensor, mask: torch.Tensor, answers: tuple[torch.Tensor, torch.Tensor], top: int,
-    *, smoothing: float = SMOOTHING, chunk: int = 512,
+    decode: Callable[[Any, torch.Tensor], torch.Tensor], memory: Any, answers: Sequence[Sequence[int]], top: int,
+    *, smoothing: float = SMOOTHING, chunk: int = 8,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """The `top` of a list of answers by their first token, scored by their whole log-likelihood.
 
-    states (B, S, D) and mask (B, S) of the questions, answers' ids and mask (A, T) -> indices (B, top), scores
-    (B, top), chances (B, A) of first tokens. `chunk` answers are decoded at a time.
+    `decode(memory, ids (B, T)) -> logits (B, T, K)` teacher-forced, -100 where ignored; `memory.repeat(n)` has each row n
+    times; `answers` are A wrapped targets. Tokens with which all answers begin are passed over. Returns indices (B, top),
+    scores (B, top) and chances (B, A) of first tokens. `chunk` answers of each row are decoded at a time, so that all ranks
+    take as many passes.
 
     *Source:* BLIP's ranking, whose score is the smoothed loss, summed and not divided by length; `smoothing` 0 gives the
     likelihood itself.
     """
-    ids, given = answers
-    start = torch.full((len(states), 1), model.text_shape.dec_id, device=states.device)
-    first = model.decode_states(start, torch.ones_like(start, dtype=torch.bool), states, mask)[:, 0]
-    chances = torch.softmax(first.float(), 1)[:, ids[:, 1]]
+    device = memory.hidden.device
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(a) for a in answers], True, IGNORED).to(device)
+    begin = 0
+    while begin < ids.shape[1] - 1 and bool((ids[:, begin] == ids[0, begin]).all()):
+        begin += 1
+    first = decode(memory, ids[:1, : begin + 1].expand(len(memory.hidden), -1))[:, begin]
+    chances = torch.softmax(first.float(), 1)[:, ids[:, begin]]
     index = chances.topk(min(top, len(ids)), 1).indices
-    flat = index.flatten()
-    rows = torch.arange(len(states), device=states.device).repeat_interleave(index.shape[1])
-    labels = language_labels(ids, given)
     scores = []
-    for some, row in zip(flat.split(chunk), rows.split(chunk), strict=True):
-        logits = model.decode_states(ids[some], given[some], states[row], mask[row])
-        scores.append(-answer_losses(logits, labels[some], smoothing))
-    return index, torch.cat(scores).view_as(index), chances
+    for some in index.split(chunk, 1):
+        wanted = ids[some.flatten()]
+        logits = decode(memory.repeat(some.shape[1]), wanted)
+        losses = nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none",
+            label_smoothing=smoothing,
+        )  # fmt: skip
+        scores.append(-losses.view_as(wanted).sum(1).view_as(some))
+    return index, torch.cat(scores, 1), chances

@@ -227,12 +227,25 @@ def check_frame_rule(backbone: Any, rule: str) -> None:
         )
 
 
+def weights_of_frames(model: Any, hidden: torch.Tensor, tokens: torch.Tensor, rule: str) -> torch.Tensor:
+    """Weights (B, N) that texts alone (B, S, D) give to frames (B, N, P, D)."""
+    text, frames = _compared(model, hidden, tokens, rule)
+    return frame_weights(frames, text, rule)
+
+
+def _compared(
+    model: Any, hidden: torch.Tensor, tokens: torch.Tensor, rule: str
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """What a rule compares of texts, and of frames: the paper class tokens as they are, the others their projections."""
+    if rule == "paper":
+        return hidden[:, 0], tokens[:, :, 0]
+    return model.text_features(hidden), model.frame_features(tokens)
+
+
 def ground(model: Any, ids: torch.Tensor, mask: torch.Tensor, tokens: torch.Tensor, rule: str) -> torch.Tensor:
     """Texts (B, S) with frames (B, N, P, D), weighted by `rule`, all of which are there -> (B, S, D)."""
     hidden = model.read(ids, mask)
-    heads = rule != "paper"  # the paper compares class tokens as they are
-    text = model.text_features(hidden) if heads else hidden[:, 0]
-    frames = model.frame_features(tokens) if heads else tokens[:, :, 0]
+    text, frames = _compared(model, hidden, tokens, rule)
     return fuse_pairs(model, Pairs(tokens, ids, mask, hidden[:, 0], text, text, frames, ids[:, 0]), rule)
 
 

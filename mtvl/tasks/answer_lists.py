@@ -45,6 +45,11 @@ def answer_lists(tasks: Mapping[str, Task], files: Mapping[str, str], root: Path
                 f"task {name!r} ranks each row's own choices, which are no list of answers; set "
                 f"task.{name}.decoding.mode=generate, or take a backbone that writes text"
             )
+        if task.decoding.mode == "rank_list":
+            raise ConfigError(
+                f"task {name!r} ranks a list of answers by their words, and this backbone chooses from a list of its own; set "
+                f"task.{name}.decoding.mode=generate"
+            )
         if name in exclusive:
             given[name] = task.decoding.choices
         elif name in files:
@@ -58,17 +63,40 @@ def answer_lists(tasks: Mapping[str, Task], files: Mapping[str, str], root: Path
     return Lists(of_task, exclusive, tuple(remarks))
 
 
+def listed_answers(task: Task, root: Path) -> tuple[str, ...]:
+    """The answers that a task with `decoding.mode` rank_list ranks, each once; `types.Decoding` says which these are.
+
+    DataError where they cannot be read; ConfigError where there is none.
+    """
+    decoding = task.decoding
+    if decoding.choices:
+        return tuple(dict.fromkeys(decoding.choices))
+    if decoding.list_file:
+        return read_answers(_below(root, decoding.list_file), f"task.{task.name}.decoding.list_file")
+    try:
+        examples = task.examples("train")
+    except DataError as error:
+        raise DataError(
+            f"task {task.name!r} ranks the answers of its training split, which cannot be read ({error}); name a list with "
+            f"task.{task.name}.decoding.list_file, or set decoding.mode=generate"
+        ) from None
+    counts = Counter(target.text for e in examples for target in e.targets if target.text and target.weight > 0)
+    if not counts:
+        raise ConfigError(f"task {task.name!r}: expected answers to rank, found none in its training split")
+    return tuple(text for text, _ in ranked(counts)[: decoding.list_size or None])
+
+
 def ranked(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     """(answer, count), the most frequent first, in alphabetical order among equals."""
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
-def read_answers(file: Path) -> tuple[str, ...]:
+def read_answers(file: Path, key: str = "backbone.answer_files") -> tuple[str, ...]:
     """A JSON list of texts, e.g. the `trainval_label2ans.json` of VQA and GQA; an empty text stands for no answer."""
     try:
         names = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"expected a JSON list of answers ({error}); see 'backbone.answer_files'", file=file) from None
+        raise DataError(f"expected a JSON list of answers ({error}); see '{key}'", file=file) from None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or not any(names):
         raise DataError(f"expected a JSON list of texts, found {str(names)[:60]}", file=file)
     return tuple(name for name in dict.fromkeys(names) if name)

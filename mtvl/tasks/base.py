@@ -16,16 +16,19 @@ from mtvl.data.formats.rows import Clip, Row, SubtitleLine
 from mtvl.data.skips import REFUSE, SKIP, Sieve
 from mtvl.errors import ConfigError, DataError, near_names
 from mtvl.registry import Registry
+from mtvl.tasks.additions import added_rows, check_additions, weighing
+from mtvl.tasks.answer_lists import listed_answers
 from mtvl.tasks.results import ResultFile
-from mtvl.tasks.sources import Source, SourceConfig, choose_source, collector_paused
+from mtvl.tasks.sources import AdditionConfig, Source, SourceConfig, choose_source, collector_paused
 from mtvl.types import Decoding, Example, Limits, Prediction, Scores, Segment, Visual
 
 # Below the prompt, so that a limit on the source cuts the end of the question; above optional context.
 QUESTION_PRIORITY = 90
 SUBTITLES_PRIORITY = 10
 
-LOSSES = ("sample_mean", "token_mean", "pairs")
-MODES = ("generate", "choose", "rank", "retrieve")
+LOSSES = ("sample_mean", "token_mean", "answers", "pairs")
+MODES = ("generate", "choose", "rank", "rank_list", "retrieve")
+ANSWER_WEIGHTS = ("accuracy", "share")
 SPANS = ("select", "text")
 SUBTITLES = ("span", "all")
 
@@ -74,7 +77,9 @@ class RetrievalConfig:
 class TaskConfig:
     """Content of `tasks/NAME.yaml`. `sources` are alternatives: the most complete one below the data root is used.
 
-    A section `video` says that the task is on videos. `ascii_only` is VALUE's rule for scoring captions: every
+    A section `video` says that the task is on videos. `answer_weights` of the kind vqa: "accuracy" (what an answer scores)
+    or "share" (of its annotators). `also` names what is trained on beside the training split: entries of `additions`, or
+    other splits of the source (what they then score is no measure any more). `ascii_only` is VALUE's rule for scoring captions: every
     character outside ASCII becomes a space.
     """
 
@@ -91,6 +96,9 @@ class TaskConfig:
     masking: MaskingConfig | None = None
     bad_input: BadInputConfig = field(default_factory=BadInputConfig)
     retrieval: RetrievalConfig | None = None
+    answer_weights: str = "accuracy"
+    also: tuple[str, ...] = ()
+    additions: dict[str, AdditionConfig] = field(default_factory=dict)
     families: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -99,6 +107,7 @@ def validate(name: str, config: TaskConfig, kinds: Registry) -> None:
     if config.kind not in kinds:
         raise ConfigError(f"'{name}.kind': unknown kind of task {config.kind!r}; {near_names(config.kind, kinds)}")
     words = [("loss", config.loss, LOSSES), ("decoding.mode", config.decoding.mode, MODES)]
+    words += [("answer_weights", config.answer_weights, ANSWER_WEIGHTS)]
     words += [(f"bad_input.{key}", getattr(config.bad_input, key), (REFUSE, SKIP)) for key in ("train", "evaluate")]
     if config.video is not None:
         words += [("video.span", config.video.span, SPANS), ("video.subtitles", config.video.subtitles, SUBTITLES)]
@@ -111,13 +120,14 @@ def validate(name: str, config: TaskConfig, kinds: Registry) -> None:
     least = {
         "decoding.num_beams": (decoding.num_beams, 1), "decoding.max_tokens": (decoding.max_tokens, 2),
         "decoding.min_tokens": (decoding.min_tokens, 0), "decoding.no_repeat_ngram": (decoding.no_repeat_ngram, 0),
-        "decoding.top": (decoding.top, 1), "limits.source_tokens": (limits.source_tokens, 0), "limits.target_tokens": (limits.target_tokens, 0),
+        "decoding.top": (decoding.top, 1), "decoding.list_size": (decoding.list_size, 0), "limits.source_tokens": (limits.source_tokens, 0), "limits.target_tokens": (limits.target_tokens, 0),
     }  # fmt: skip
     for key, (number, bound) in least.items():
         if number < bound:
             raise ConfigError(f"'{name}.{key}' expects at least {bound}, found {number}")
-    if not 0 <= config.label_smoothing < 1:
-        raise ConfigError(f"'{name}.label_smoothing' must lie in [0, 1), found {config.label_smoothing}")
+    for key, share in (("label_smoothing", config.label_smoothing), ("decoding.smoothing", decoding.smoothing)):
+        if not 0 <= share < 1:
+            raise ConfigError(f"'{name}.{key}' must lie in [0, 1), found {share}")
     _check_kind(name, config)
     if config.masking is not None and not 0 < config.masking.share < 1:
         raise ConfigError(f"'{name}.masking.share' must lie between 0 and 1, found {config.masking.share}")
@@ -126,6 +136,7 @@ def validate(name: str, config: TaskConfig, kinds: Registry) -> None:
     if not config.sources:
         raise ConfigError(f"'{name}.sources' expects at least one source of files, found none")
     _check_visual(name, config)
+    check_additions(name, config.also, config.additions, config.sources)
 
 
 def _check_kind(name: str, config: TaskConfig) -> None:
@@ -133,6 +144,12 @@ def _check_kind(name: str, config: TaskConfig) -> None:
     decoding = config.decoding
     if decoding.mode == "rank" and config.kind != "choice":
         raise ConfigError(f"'{name}.decoding.mode' rank needs examples with choices of their own: kind choice alone")
+    if decoding.list_file and decoding.mode != "rank_list":
+        raise ConfigError(f"'{name}.decoding.list_file' is ranked with mode rank_list, found mode {decoding.mode}")
+    if config.answer_weights != "accuracy" and config.kind != "vqa":
+        raise ConfigError(
+            f"'{name}.answer_weights' is for the kind vqa, whose answers have weights; the kind is {config.kind}"
+        )
     is_retrieval = {config.kind == "retrieval", config.loss == "pairs", decoding.mode == "retrieve"}
     if len(is_retrieval) > 1:
         raise ConfigError(
@@ -148,7 +165,7 @@ def _check_kind(name: str, config: TaskConfig) -> None:
 def _check_visual(name: str, config: TaskConfig) -> None:
     """Pictures or videos, the same in all sources and as the section `video` says."""
     key, other = ("pictures", "videos") if config.video is None else ("videos", "pictures")
-    for number, source in enumerate(config.sources):
+    for number, source in enumerate((*config.sources, *config.additions.values())):
         if not getattr(source, key) or getattr(source, other):
             said = "has no section" if config.video is None else "has a section"
             raise ConfigError(
@@ -219,12 +236,27 @@ class BaseTask(ABC):
         return made
 
     def _make(self, split: str) -> tuple[tuple[Example, ...], Sequence[Row]]:
-        """Examples of all rows of the files, and the rows."""
-        rows, files = self.source.load(split)
-        self._see(rows)
-        pairs = ((row.uid, (row, paths)) for row, paths in zip(rows, files, strict=True))
-        made = rows_of(pairs, lambda _, pair: tuple(self._from_row(pair[0], self._visual(*pair), split)))
-        return tuple(example for examples in made for example in examples), rows
+        """Examples of all rows of the files, and the rows; of the training split with those of what is `also` trained on."""
+        groups = [(*self.source.load(split), 1.0)]
+        also = self.config.also if split == "train" else ()
+        groups += [added_rows(name, self.config.additions, self.source, self.root) for name in also]
+        every = [row for rows, _, _ in groups for row in rows]
+        self._see(every)
+        made: list[Example] = []
+        for rows, files, weight in groups:
+            pairs = ((row.uid, (row, paths)) for row, paths in zip(rows, files, strict=True))
+            of_row = rows_of(pairs, lambda _, pair: tuple(self._from_row(pair[0], self._visual(*pair), split)))
+            made += [weighing(example, weight) for examples in of_row for example in examples]
+        return tuple(made), every
+
+    def listed_answers(self) -> tuple[str, ...]:
+        """As `Task`; DataError where the list, or the training split that stands for it, cannot be read."""
+        return listed_answers(self, self.root)
+
+    def check_list(self) -> None:
+        """DataError for a list of answers that is named and cannot be read: found before training, not after."""
+        if self.decoding.list_file:
+            self.listed_answers()
 
     def _need_targets(self, examples: Sequence[Example], rows: Sequence[Row]) -> None:
         bare = [e.uid for e in examples if not e.targets]

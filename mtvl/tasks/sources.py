@@ -36,6 +36,13 @@ class SourceConfig:
     hints: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class AdditionConfig(SourceConfig):
+    """Rows for training beside those of the task's own source; their answers' weights are multiplied by `weight`."""
+
+    weight: float = 1.0
+
+
 class Source:
     """A layout on a data root. `without_subtitles`: split that was loaded -> its videos, and those without subtitles."""
 

@@ -7,14 +7,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mtvl.data.formats.rows import QuestionRow
-from mtvl.metrics.vqa import VARIANTS, score_vqa, soft_targets
+from mtvl.errors import DataError
+from mtvl.metrics.vqa import VARIANTS, answer_shares, score_vqa, soft_targets
 from mtvl.tasks.base import BaseTask
 from mtvl.tasks.results import ResultFile, vqa_results
 from mtvl.types import Example, Scores, Target, Visual
 
 
 class VQA(BaseTask):
-    """VQA v1 and v2. Targets are the soft scores; without a valid answer there is one empty target of weight 0."""
+    """VQA v1 and v2. Targets are the soft scores; without a valid answer there is one empty target of weight 0.
+
+    With `answer_weights: share` an answer weighs as much as the share of annotators who gave it.
+    """
 
     def _from_row(self, row: QuestionRow, visual: Visual, split: str) -> Iterable[Example]:
         references: dict[str, Any] = {"answers": row.answers, **row.details} if row.answers else {}
@@ -23,7 +27,7 @@ class VQA(BaseTask):
             task=self.name,
             segments=self._segments(row.question),
             visual=visual,
-            targets=_targets(row),
+            targets=_shares(row) if self.config.answer_weights == "share" else _targets(row),
             references=references,
         )
 
@@ -41,5 +45,17 @@ def _targets(row: QuestionRow) -> tuple[Target, ...]:
     """The row's own soft labels where it has them, otherwise min(1, 0.3 n) of its answers; () for a hidden answer."""
     if row.label is None and not row.answers:
         return ()
+    if row.label is None and len(row.answers) == 1:  # no annotators to agree with: it is right as a whole
+        return _shares(row)
     scores = row.label if row.label is not None else soft_targets([a["answer"] for a in row.answers])
     return tuple(Target(text, weight) for text, weight in scores.items() if weight > 0) or (Target("", 0.0),)
+
+
+def _shares(row: QuestionRow) -> tuple[Target, ...]:
+    """The share of the annotators that gave each answer; () for a hidden answer. *Source:* BLIP's weights."""
+    if row.label is not None and not row.answers:
+        raise DataError(
+            "expected the annotators' answers, whose shares are the weights ('answer_weights: share'), found scores alone; use "
+            "the official files, or answer_weights=accuracy", file=row.file, row=row.place,
+        )  # fmt: skip
+    return tuple(Target(text, weight) for text, weight in answer_shares([a["answer"] for a in row.answers]).items())

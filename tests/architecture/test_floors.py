@@ -21,7 +21,7 @@ FLOORS: dict[str, int] = {
     "agreement": 3, "loader": 3, "tasks": 3, "petl": 3, "steps": 3,
     "model": 4, "checkpoint": 4, "reference_parts": 4, "optim": 4, "retrieving": 4,
     "engine": 5, "export": 5, "evaluator": 5, "workspace": 5, "reference": 5, "saving": 5,
-    "train": 6, "evaluate": 6, "inspecting": 6, "compare": 6, "gallery": 6, "interchange": 6,
+    "train": 6, "evaluate": 6, "inspecting": 6, "compare": 6, "gallery": 6, "figures": 6, "interchange": 6,
     "estimate": 6, "nodes": 6,
     "cli": 7,
     "launch": 8, "__main__": 8,

@@ -76,6 +76,7 @@ SOUND: dict[str, dict[str, Any]] = {
     "video_captions": {
         "rows": [{"video": "v1.mp4", "caption": "A dog runs."}, {"video": "v1.mp4", "caption": "It runs."}]
     },
+    "blip_vqa": {"rows": [{"question_id": 7, "question": "What?", "image": "train2014/a.jpg", "answer": ["cat"] * 10}]},
     "own_table": {"rows": {"id": "a", "picture": "a.jpg", "text": "What is it?", "answers": ["a cat", "cat"]}},
 }
 FIELDS = [
@@ -101,10 +102,14 @@ FIELDS = [
     ("vg_regions", "[0].regions[0]", ("rows", 0, "regions", 0), ("region_id", "phrase")),
     ("blip_captions", "[0]", ("rows", 0), ("image", "caption")),
     ("video_captions", "[1]", ("rows", 1), ("video", "caption")),
+    ("blip_vqa", "[0]", ("rows", 0), ("question_id", "question", "image", "answer")),
     ("own_table", "line 1", ("rows",), ("id", "picture", "text", "answers")),
 ]
-# What may be left out because it stands in another place: the annotations, or (in the Flickr files) imgid.
-ELSEWHERE = {("vqa_official", "image_id"), ("coco_karpathy", "cocoid")}
+# What may be left out because it stands in another place: the annotations, or (in the Flickr files) imgid; or is no part of
+# every row: ids in the file of Visual Genome, answers in that of a test.
+ELSEWHERE = {
+    ("vqa_official", "image_id"), ("coco_karpathy", "cocoid"), ("blip_vqa", "question_id"), ("blip_vqa", "answer"),
+}  # fmt: skip
 CASES = [(fmt, place, path, key) for fmt, place, path, keys in FIELDS for key in keys]
 
 
@@ -198,7 +203,7 @@ def test_a_missing_file_is_named(fmt: str, tmp_path: Path) -> None:
         ("vqa_karpathy", ("rows",)), ("gqa_vl_adapter", ("rows",)), ("nlvr2_official", ()), ("snli_ve", ()),
         ("nlvr2_vl_adapter", ("rows",)), ("coco_karpathy", ("rows", "images")),
         ("coco_captions", ("rows", "images")), ("coco_captions", ("rows", "annotations")),
-        ("value_qa", ()), ("value_captions", ()),
+        ("value_qa", ()), ("value_captions", ()), ("blip_vqa", ("rows",)),
     ],
 )  # fmt: skip
 def test_an_id_that_stands_twice_is_named(fmt: str, path: tuple[str, ...], read: Callable[..., list[Any]]) -> None:

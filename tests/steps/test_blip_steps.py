@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from mtvl.backbones.blip import Blip, BlipConfig
+from mtvl.backbones.blip import Blip, BlipBackbone, BlipConfig
+from mtvl.backbones.blip.backbone import Memory
 from mtvl.errors import CheckpointError, ConfigError
 from mtvl.model import Model, make_method
 from mtvl.steps.answering import answer_step, caption_step, compare_step, rank_answers
@@ -16,8 +17,8 @@ from mtvl.steps.retrieval import RetrievalOptions, RetrievalStep
 from mtvl.steps.teacher import Teacher
 
 
-def tiny(kind: str = "joint") -> Blip:
-    model = Blip.build(BlipConfig(kind=kind, preset="tiny", image_size=32, embed_dim=12))
+def tiny(kind: str = "joint") -> BlipBackbone:
+    model = BlipBackbone.build(BlipConfig(kind=kind, preset="tiny", image_size=32, embed_dim=12))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -163,7 +164,9 @@ def test_answers_are_ranked_as_one_by_one() -> None:
     states = model.fuse(ids, mask, model.see(pixels))
     answers = torch.tensor([[2, 9, 3, 0], [2, 9, 8, 3], [2, 30, 3, 0], [2, 31, 7, 3], [2, 40, 3, 0]])
     given = answers != 0
-    index, scores, chances = rank_answers(model, states, mask, (answers, given), 3, chunk=2)
+    listed = [row[there][1:].tolist() for row, there in zip(answers, given, strict=True)]
+    memory = Memory(states, mask)
+    index, scores, chances = rank_answers(model.decode, memory, listed, 3, chunk=2)
     assert index.shape == scores.shape == (3, 3) and chances.shape == (3, 5)
     for row in range(3):
         assert set(chances[row].topk(3).indices.tolist()) == set(index[row].tolist())
@@ -175,8 +178,12 @@ def test_answers_are_ranked_as_one_by_one() -> None:
             logp = torch.log_softmax(logits, -1)
             smooth = sum(0.9 * logp[t, answers[which, t + 1]] + 0.1 * logp[t].mean() for t in range(length - 1))
             assert float(scores[row, place]) == pytest.approx(float(smooth), abs=1e-4)
-    everything, _, _ = rank_answers(model, states, mask, (answers, given), 99)
+    everything, _, _ = rank_answers(model.decode, memory, listed, 99)
     assert everything.shape == (3, 5)
+    begun = [[9, *answer] for answer in listed]  # all begin alike: the place behind tells them apart
+    _, _, later = rank_answers(model.decode, memory, begun, 3)
+    after = torch.softmax(model.decode(memory, torch.tensor([[9, 5]] * 3))[:, 1], 1)
+    assert torch.allclose(later, after[:, [answer[0] for answer in listed]], atol=1e-6)
 
 
 def test_answers_weigh_and_repeat_their_questions() -> None:

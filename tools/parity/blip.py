@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mtvl.backbones.blip import Blip
+from mtvl.backbones.blip import Blip, BlipBackbone
+from mtvl.backbones.blip.backbone import Memory
 from mtvl.backbones.blip.keys import to_original
 from mtvl.backbones.blip.loading import interpolate_positions
 from mtvl.backbones.decoding import SearchSettings
@@ -222,7 +223,7 @@ def check_vqa(case: Case, report: Report) -> None:
         compare_search(case, report, "beam3", model, memory, settings)
 
 
-def check_answers(case: Case, report: Report, model: Blip) -> Any:
+def check_answers(case: Case, report: Report, model: BlipBackbone) -> Any:
     """Losses of weighted answers and the ranking of a list; returns what the step gave."""
     inputs = case.under("input/")
     question = (inputs["question_ids"], inputs["question_mask"].bool())
@@ -234,9 +235,11 @@ def check_answers(case: Case, report: Report, model: Blip) -> Any:
         "loss": out.loss, "answer_loss": out.details["losses"], "answer_logits": out.logits,
         "image_embeds": out.details["tokens"].flatten(0, 1), "question_states": out.details["states"],
     })  # fmt: skip
-    listed = (inputs["answer_list_ids"], inputs["answer_list_mask"].bool())
-    states = out.details["states"].detach()
-    index, scores, chances = rank_answers(model, states, question[1], listed, case.facts["k_test"], chunk=4)
+    listed = [row[given][1:].tolist() for row, given in zip(
+        inputs["answer_list_ids"], inputs["answer_list_mask"].bool(), strict=True
+    )]  # fmt: skip  # the first token is the decoder's own start
+    memory = Memory(out.details["states"].detach(), question[1])
+    index, scores, chances = rank_answers(model.decode, memory, listed, case.facts["k_test"], chunk=4)
     outside = torch.full_like(chances, -1e9)
     compare(case, report, {
         "rank_first_token_prob": chances, "rank_score_by_answer": outside.scatter(1, index, scores),

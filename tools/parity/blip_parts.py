@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mtvl.backbones.blip import Blip, BlipConfig
+from mtvl.backbones.blip import Blip, BlipBackbone, BlipConfig
 from mtvl.backbones.blip.keys import ALIASES, to_original
 from mtvl.backbones.blip.loading import load_original, momentum_of
 from mtvl.objectives.contrast import matching_labels
@@ -25,7 +25,7 @@ MODEL_KINDS = {"retrieval_two_ranks": "retrieval"}  # recorded kind -> kind of m
 # ---- building ----------------------------------------------------------------------------------------------------
 
 
-def build(case: Case, report: Report, **vision: Any) -> Blip:
+def build(case: Case, report: Report, **vision: Any) -> BlipBackbone:
     """The model with the recorded state, in training mode (every dropout is zero)."""
     seen, read = (dict(case.facts["dims"][name]) for name in ("vision", "text"))
     ids = case.facts["conventions"]["special_token_ids"]
@@ -39,7 +39,7 @@ def build(case: Case, report: Report, **vision: Any) -> Blip:
               "vocab": read["vocab"], "positions": read["max_positions"], "norm_eps": read["ln_eps"],
               "dropout": read["dropout"], "eos_id": ids["sep"], "pad_id": ids["pad"]},
     )  # fmt: skip
-    model = Blip.build(config).train()
+    model = BlipBackbone.build(config).train()
     state = case.under("state/")
     loaded = load_original(model, state, str(case.file))
     report.equal("tensors that start at random", sorted(loaded.fresh), [])

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mtvl.data.augment import Change
 from mtvl.data.features.keys import item_keys
 from mtvl.data.features.store import rows_of_span
 from mtvl.data.features.stored import is_stored
@@ -48,6 +49,10 @@ class PixelSource:
         """(len(paths), H * W, 3) float32."""
         return self._cells([open_image(path) for path in paths])
 
+    def get_changed(self, paths: Sequence[str], changes: Sequence[Change]) -> torch.Tensor:
+        """The same of pictures that are changed first, each in its own way."""
+        return self._cells([change(open_image(path)) for path, change in zip(paths, changes, strict=True)])
+
     def _cells(self, pictures: Sequence[Any]) -> torch.Tensor:
         """PIL pictures -> (n, H * W, 3) float32."""
         return self._preprocess(pictures).flatten(2).transpose(1, 2).contiguous()
@@ -75,6 +80,10 @@ class PixelFrames(PixelSource):
     def read(self, path: str, span: tuple[float, float] | None = None) -> torch.Tensor:
         """(T, H * W, 3) float32: at most `count` frames of `span` (seconds; None: all) in order of time."""
         return self._cells(spaced_frames(path, self.count, span, self.every, self.decoder))
+
+    def read_changed(self, path: str, span: tuple[float, float] | None, change: Change) -> torch.Tensor:
+        """The same of frames that are all changed in one way."""
+        return self._cells(list(map(change, spaced_frames(path, self.count, span, self.every, self.decoder))))
 
 
 def spaced_frames(

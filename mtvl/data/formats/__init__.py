@@ -26,6 +26,7 @@ FORMATS = Registry(
         "msrvtt_qa": "mtvl.data.formats.msrvtt_qa:MSRVTTQA",
         "blip_captions": "mtvl.data.formats.paired_captions:PairedCaptions",
         "video_captions": "mtvl.data.formats.paired_captions:VideoCaptions",
+        "blip_vqa": "mtvl.data.formats.blip_vqa:BlipVQA",
         "own_table": "mtvl.data.formats.own_table:OwnTable",
     },
 )
