@@ -60,10 +60,12 @@ def checked(out: Path, recipe: Path, overrides: Sequence[str]) -> RunConfig:
         raise ConfigError(f"{out} holds a finished backbone already; give another folder or remove it")
     config = load_run_config(recipe, (), overrides)
     section = config.backbone
-    if section.get("name") != "blip" or section.get("kind") != "pretrain":
+    kind = section.get("kind", "joint")
+    if section.get("name") != "blip" or kind != "pretrain":
+        found = f"blip of kind {kind}" if section.get("name") == "blip" else section.get("name")
         raise ConfigError(
-            f"expected a recipe of backbone.name blip and backbone.kind pretrain, whose decoder reads pictures, found "
-            f"{section.get('name')} and {section.get('kind', 'joint')} in {recipe}"
+            f"expected a recipe of backbone.name blip and backbone.kind pretrain, whose decoder reads pictures, found {found} "
+            f"in {recipe}"
         )
     if config.petl["name"] != "full":
         raise ConfigError(
@@ -101,7 +103,7 @@ def caption_nats(model: Model, batches: Iterable[Batch]) -> dict[str, float]:
             logits = backbone.decode_states(ids, mask, backbone.see(shown).flatten(1, 2))
             sums[name] += float(next_token_losses(logits, labels, 0.0).sum())
         tokens += int((labels[:, 1:] != IGNORED).sum())
-    return {f"val_loss_{name}": round(total / max(1, tokens), 4) for name, total in sums.items()}
+    return {f"val_loss_{name}": round(total / max(1, tokens), 6) for name, total in sums.items()}
 
 
 def measure(model: Model, config: RunConfig) -> dict[str, dict[str, float]]:

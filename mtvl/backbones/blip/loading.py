@@ -71,7 +71,9 @@ def read_state(source: str) -> State:
     elif not path.is_file():
         path = _from_hub(source)
     if not path.is_file():
-        raise CheckpointError(f"expected BLIP's weights at {path}, found no file; give a .pth or .safetensors file")
+        raise CheckpointError(
+            f"expected BLIP's weights at {path}, found no file; give a .pth or .safetensors file, or {UNIMODAL} for the towers of packages"
+        )
     try:
         content: Any = (
             load_file(str(path)) if path.suffix == ".safetensors"

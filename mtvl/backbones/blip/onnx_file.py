@@ -8,7 +8,6 @@ and does not give weights.
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -44,12 +43,7 @@ def read_weights(file: Path) -> dict[str, torch.Tensor]:
     are: a product whose result a bias NAME.bias is added to is given back as NAME.weight, turned as torch has it.
     """
     try:
-        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            view = memoryview(mapped)
-            try:
-                found, nodes = _graph(view)
-            finally:
-                view.release()
+        found, nodes = _graph(memoryview(file.read_bytes()))
     except (OSError, ValueError, IndexError, UnicodeDecodeError) as error:
         raise CheckpointError(
             f"{file}: expected an ONNX model with its weights inside, found something else or a part of one "
