@@ -26,7 +26,9 @@ PIECES = [
     "cat",
     ".",
 ]
-PIECES += [chr(c) for c in range(ord("b"), ord("z") + 1)] + [f"##{chr(c)}" for c in range(ord("a"), ord("z") + 1)]
+PIECES += [chr(c) for c in range(ord("b"), ord("z") + 1)] + [
+    f"##{chr(c)}" for c in range(ord("a"), ord("z") + 1) if chr(c) != "s"
+]
 # What a recipe has to say for these sizes, beside the preset "small".
 SIZES = [
     "backbone.image_size=28", "backbone.vision.width=24", "backbone.vision.layers=2", "backbone.vision.heads=2",
