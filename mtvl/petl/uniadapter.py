@@ -28,9 +28,9 @@ class UniAdapterConfig(MethodConfig):
 
     `modalities` that are adapted; `shared`: the halves that they share in a layer (down, up, both or none). `query`: the
     adapter of self-attention's output where cross-attention follows: the text's ("shared"), its own ("separate"), "off".
-    `depths`: where the vision tower is deeper than the text's and as wide, its blocks have banks of their own ("own"), or
-    share those of the text's layers at the same part of the way ("spread": of 10 blocks and 6 layers, blocks 0 and 1 that of
-    layer 0, and so on). `share` is over tasks. `variant` as_coded adds the released code's norms and, with a `key_bottleneck`, its maps from
+    `depths`: where the vision tower is as wide as the text's and deeper, its blocks have banks of their own ("own"), or
+    share those of the layers at the same part of the way ("spread": of 10 blocks and 6 layers, blocks 0 and 1 that of layer
+    0). `share` is over tasks. `variant` as_coded adds the released code's norms and, with a `key_bottleneck`, its maps from
     visual tokens to keys and values. `train_heads` trains the heads of contrast, matching and comparing.
     """
 

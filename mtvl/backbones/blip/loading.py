@@ -72,7 +72,8 @@ def read_state(source: str) -> State:
         path = _from_hub(source)
     if not path.is_file():
         raise CheckpointError(
-            f"expected BLIP's weights at {path}, found no file; give a .pth or .safetensors file, or {UNIMODAL} for the towers of packages"
+            f"expected BLIP's weights at {path}, found no file; give a .pth or .safetensors file, or {UNIMODAL} for the towers "
+            "of packages"
         )
     try:
         content: Any = (
