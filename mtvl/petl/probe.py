@@ -15,13 +15,16 @@ from mtvl.sites import Site
 
 @dataclass(frozen=True)
 class ProbeConfig(MethodConfig):
-    """No options of its own; heads stand outside the layers."""
+    """`language_head`: what turns the decoder's states into tokens is trained too, but for the token table; without it, tasks
+    that write text have nothing to train. Heads stand outside the layers."""
 
     name: str = "probe"
+    language_head: bool = False
 
 
 class Probe:
-    """*Source:* UniAdapter, Table 1, "Linear probe": the projections of both modalities and the matching head."""
+    """*Source:* UniAdapter, Table 1, "Linear probe": the projections of both modalities and the matching head. The language
+    head is ours, for runs that retrieve and write."""
 
     Config = ProbeConfig
 
@@ -30,13 +33,18 @@ class Probe:
 
     def plan(self, sites: list[Site], tasks: tuple[str, ...]) -> Plan:
         """Unfreeze the heads."""
-        unfrozen = tuple(s for s in sites if s.kind in ("head", "answers"))
+        kinds = ("head", "answers", *(("lm_head",) if self.config.language_head else ()))
+        unfrozen = tuple(s for s in sites if s.kind in kinds)
         if not unfrozen:
             raise PlanError(
                 "this backbone has no heads beside its language model; 'probe' is defined for blip with contrast, matching "
                 "or comparing heads and for clip_vil; 'projection' is the nearest method here"
             )
-        return Plan("probe", layers_option(self.config.layers), tasks, tuple(sites), (), unfrozen)
+        options = (
+            *layers_option(self.config.layers),
+            *((("language_head", True),) if self.config.language_head else ()),
+        )
+        return Plan("probe", options, tasks, tuple(sites), (), unfrozen)
 
     def build(self, injection: Injection, active: ActiveTask) -> nn.Module:
         """Nothing is injected."""

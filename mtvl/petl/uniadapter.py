@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +18,7 @@ MODALITIES = ("visual", "text", "fusion")
 SHARED_HALVES = ("down", "up", "both", "none")
 QUERIES = ("shared", "separate", "off")
 VARIANTS = ("paper", "as_coded")
+DEPTHS = ("own", "spread")
 KEY_SITES = ("cross_attn.k", "cross_attn.v")
 
 
@@ -26,7 +28,9 @@ class UniAdapterConfig(MethodConfig):
 
     `modalities` that are adapted; `shared`: the halves that they share in a layer (down, up, both or none). `query`: the
     adapter of self-attention's output where cross-attention follows: the text's ("shared"), its own ("separate"), "off".
-    `share` is over tasks. `variant` as_coded adds the released code's norms and, with a `key_bottleneck`, its maps from
+    `depths`: where the vision tower is as wide as the text's and deeper, its blocks have banks of their own ("own"), or
+    share those of the layers at the same part of the way ("spread": of 10 blocks and 6 layers, blocks 0 and 1 that of layer
+    0). `share` is over tasks. `variant` as_coded adds the released code's norms and, with a `key_bottleneck`, its maps from
     visual tokens to keys and values. `train_heads` trains the heads of contrast, matching and comparing.
     """
 
@@ -37,6 +41,7 @@ class UniAdapterConfig(MethodConfig):
     shared: str = "down"
     query: str = "shared"
     share: str = "all"
+    depths: str = "own"
     variant: str = "paper"
     key_bottleneck: int = 64
     train_heads: bool = True
@@ -150,7 +155,8 @@ class UniAdapter:
     def __init__(self, config: UniAdapterConfig, *, paper_compat: bool = False) -> None:
         for key, value, known in (
             ("shared", config.shared, SHARED_HALVES), ("query", config.query, QUERIES),
-            ("variant", config.variant, VARIANTS), *(("modalities", m, MODALITIES) for m in config.modalities),
+            ("variant", config.variant, VARIANTS), ("depths", config.depths, DEPTHS),
+            *(("modalities", m, MODALITIES) for m in config.modalities),
         ):  # fmt: skip
             if value not in known:
                 raise ConfigError(f"unknown 'petl.{key}' {value!r}; {near_names(value, known)}")
@@ -174,9 +180,10 @@ class UniAdapter:
         common, seen = [], set()
         injections = [Injection(s, ()) for s in blocks]
         for site in blocks:
-            name = bank_name(site, sites)
+            name = bank_name(site, sites, config.depths)
             if name not in seen:
-                served = {m for s in blocks if bank_name(s, sites) == name for m in self._modalities(s)}
+                of_bank = [s for s in blocks if bank_name(s, sites, config.depths) == name]
+                served = {m for s in of_bank for m in self._modalities(s)}
                 ordered = tuple(m for m in MODALITIES if m in served)
                 common.append(Common(name, "shared", self._parts(ordered, site.d_out, tasks)))
             seen.add(name)
@@ -190,7 +197,7 @@ class UniAdapter:
         options = (
             ("bottleneck", config.bottleneck), ("scale", config.scale), ("modalities", "+".join(config.modalities)),
             ("shared", config.shared), ("query", config.query), ("variant", config.variant), ("share", config.share),
-            *layers_option(config.layers),
+            *((("depths", config.depths),) if config.depths != "own" else ()), *layers_option(config.layers),
         )  # fmt: skip
         return Plan("uniadapter", options, tasks, tuple(sites), tuple(injections), unfrozen, common=tuple(common))
 
@@ -256,8 +263,7 @@ class UniAdapter:
         site = injection.site
         if not site.is_hook:
             return KeyMap(common[key_name(site)])
-        own_bank = f"visual{site.layer}"
-        banks = common[own_bank if site.stack == "visual" and own_bank in common else f"layer{site.layer}"]
+        banks = common[_found_bank(site, common)]
         served = self._modalities(site)
         if site.stack != "visual":
             served = tuple(m for m in MODALITIES if m in self.config.modalities and m != "visual")
@@ -265,15 +271,41 @@ class UniAdapter:
         return UniBlock(banks, branches(self.config, served), own, self.config.scale)
 
 
-def bank_name(site: Site, sites: list[Site]) -> str:
+def bank_name(site: Site, sites: list[Site], depths: str = "own") -> str:
     """Bank of a block: one for a layer of all stacks, but for a vision tower that differs from the text's in width or
-    depth."""
+    depth. There `depths` decides; a bank that is spread names the vision blocks it serves ("layer0_v0_v1").
+
+    PlanError where banks are to be spread over towers of two widths.
+    """
     towers = [(s.stack == "visual", s.d_out) for s in sites if s.kind == "block"]
     seen = [width for is_visual, width in towers if is_visual]
     read = {(s.stack, s.d_out) for s in sites if s.kind == "block" and s.stack != "visual"}
     depth = max((s.layer + 1 for s in sites if s.kind == "block" and s.stack != "visual"), default=0)
-    differs = bool(read) and bool(seen) and (len(seen) != depth or any(width != seen[0] for _, width in read))
-    return f"visual{site.layer}" if site.stack == "visual" and differs else f"layer{site.layer}"
+    is_as_wide = all(width == seen[0] for _, width in read) if seen else True
+    if not (read and seen and (len(seen) != depth or not is_as_wide)):
+        return f"layer{site.layer}"
+    if depths == "own":
+        return f"visual{site.layer}" if site.stack == "visual" else f"layer{site.layer}"
+    if not is_as_wide:
+        raise PlanError(
+            f"'petl.depths' is spread, but the vision tower is {seen[0]} wide and the text's is not: one matrix cannot "
+            "read both; set petl.depths=own"
+        )
+    layer_of = [i * depth // len(seen) for i in range(len(seen))]
+    layer = layer_of[site.layer] if site.stack == "visual" else site.layer
+    return f"layer{layer}" + "".join(f"_v{i}" for i, number in enumerate(layer_of) if number == layer)
+
+
+def _found_bank(site: Site, common: Iterable[str]) -> str:
+    """The bank of a block among the names of a plan's common modules."""
+    own, layer = f"visual{site.layer}", f"layer{site.layer}"
+    for name in common:
+        first, *served = name.split("_")
+        if site.stack == "visual" and (name == own or f"v{site.layer}" in served):
+            return name
+        if site.stack != "visual" and first == layer:
+            return name
+    return layer
 
 
 def key_name(site: Site) -> str:

@@ -27,6 +27,8 @@ from mtvl.steps.teacher import Teacher
 
 UNTAUGHT = ("match.", "temperature.", "decoder.", "compare.")  # no part of the features that a teacher gives
 
+UNSEEING = ("text.", "contrast.")  # no part of what makes image tokens
+
 
 @dataclass(frozen=True)
 class RetrievalOptions:
@@ -117,13 +119,31 @@ class RetrievalStep(nn.Module):
             model.frame_features(tokens), ids,
         )  # fmt: skip
 
-    def teach(self, model: Any, pixels: torch.Tensor, text_ids: torch.Tensor, text_mask: torch.Tensor) -> Negatives:
-        """The teacher's unit vectors (B, E) of pictures and texts."""
+    def teach(
+        self, model: Any, pixels: torch.Tensor, text_ids: torch.Tensor, text_mask: torch.Tensor,
+        tokens: torch.Tensor | None = None,
+    ) -> Negatives:  # fmt: skip
+        """The teacher's unit vectors (B, E) of pictures and texts.
 
-        def features(*inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        `tokens`: the model's own image tokens of the same pictures, which are the teacher's too where it averages nothing that
+        they hang on.
+        """
+        if tokens is not None and self.sees_alike(model):
+
+            def features(*inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                return model.image_features(inputs[0]), model.text_features(model.read(*inputs[1:]))
+
+            return self.teacher.run(model, features, tokens.detach(), text_ids, text_mask)
+
+        def all_features(*inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return model.image_features(model.see(inputs[0])), model.text_features(model.read(*inputs[1:]))
 
-        return self.teacher.run(model, features, pixels, text_ids, text_mask)
+        return self.teacher.run(model, all_features, pixels, text_ids, text_mask)
+
+    def sees_alike(self, model: Any) -> bool:
+        """True when the model's image tokens are its teacher's bit for bit: what is averaged stands in the text tower and
+        the heads (adapters of the vision tower, and modules that towers share, do not), and no path is dropped at random."""
+        return not model.vision_shape.drop_path and all(name.startswith(UNSEEING) for name in self.teacher.names)
 
     def forward(
         self, model: Any, pixels: torch.Tensor, text_ids: torch.Tensor, text_mask: torch.Tensor, ids: torch.Tensor,
@@ -137,7 +157,7 @@ class RetrievalStep(nn.Module):
         clamp_temperature(model.temperature.value)
         self.teacher.update(model)
         own = self.look(model, pixels, text_ids, text_mask, ids)
-        taught = self.teach(model, pixels, text_ids, text_mask)
+        taught = self.teach(model, pixels, text_ids, text_mask, own.tokens)
         everyone = own
         if self.options.all_ranks:
             everyone = Pairs(**{name: gather_rows(value) for name, value in vars(own).items()})

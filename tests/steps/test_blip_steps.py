@@ -233,3 +233,20 @@ def test_reranking_in_chunks_is_the_dense_one_and_asks_for_few_pictures(by_text:
     inside = torch.zeros_like(dense, dtype=torch.bool).scatter(1, queries.topk(2, 1).indices, True)
     assert torch.allclose(found[inside], dense[inside], atol=1e-5)
     assert found[~inside].unique().tolist() == [OUTSIDE]
+
+
+@pytest.mark.parametrize("frozen", [["visual"], []])
+def test_a_teacher_of_texts_alone_sees_what_the_model_sees(frozen: list[str]) -> None:
+    """Where nothing is averaged that image tokens hang on they are made once a step, and the teacher gives the same bits."""
+    model = tiny()
+    method = make_method({"name": "full", "frozen": frozen})
+    Model(model, method.plan(model.sites(), ("task",)), method)
+    step = RetrievalStep(model, RetrievalOptions(queue_size=8))
+    step.teacher.assign({n: a + 0.01 for n, a in step.teacher.averages().items()})
+    assert step.sees_alike(model) == bool(frozen)
+    seen, see = [], model.see
+    model.see = lambda pixels: seen.append(1) or see(pixels)  # type: ignore[method-assign]
+    inputs = some_inputs()
+    taught = step.teach(model, *inputs, tokens=see(inputs[0]))
+    assert len(seen) == (0 if frozen else 1)
+    assert all(torch.equal(a, b) for a, b in zip(taught, step.teach(model, *inputs), strict=True))

@@ -152,6 +152,9 @@ def test_msrvtt_becomes_captions_and_questions_with_one_split(
     assert not told["train"] & (told["val"] | told["test"])
     assert len(captions.examples("train")) == 30 and len(captions.examples("test")[0].references["captions"]) == 2
     assert {Path(e.visual.video).name for e in captions.examples("train")} >= {"video0.3x1.jpg", "video1.2x1.jpg"}
+    paired = load_task("msrvtt", root=dst)
+    assert videos(paired) == told and "msrvtt -> msrvtt: train 15, val 2, test 3" in out
+    assert [len(paired.examples(s)) for s in SPLITS] == [30, 2, 3]  # every caption to train on, else the first
     test = questions.examples("test")
     assert questions.score([Prediction(e.uid, " Dog") for e in test], test).metrics == {"accuracy": 100.0}
     assert questions.score([Prediction(e.uid, "hot dog") for e in test], test).metrics == {"accuracy": 0.0}

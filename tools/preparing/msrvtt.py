@@ -1,4 +1,4 @@
-"""MSR-VTT videos as frame strips: captions in VALUE's form (task tvc), questions as MSRVTT-QA files."""
+"""MSR-VTT videos as frame strips: captions in VALUE's form (task tvc) and for retrieval, questions as MSRVTT-QA files."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ NOTES = (
     "distance in seconds is not known.",
     "The captions stand in tvc's files without time spans. The subtitle file holds every video with no line: nothing was "
     "transcribed.",
+    "msrvtt (retrieval) trains on all captions of a video and validates and tests on the first one of each, as the split 1k-A "
+    "does; it has far fewer videos than that, so recalls are not comparable.",
     "MSRVTT-QA's questions were made from the captions by a program: questions and captions of one video share words.",
 )
 _NAME = re.compile(r"video(\d+)")
@@ -29,21 +31,23 @@ QUESTION_FILES = {"validate": "qa_val.json", "test": "qa_test.json"}
 
 
 def read_msrvtt(src: Path) -> Plan:
-    """Captions of all videos (tvc) and questions on those of the official validation and test (msrvtt_qa)."""
+    """Captions of all videos (tvc, msrvtt) and questions on those of the official validation and test (msrvtt_qa)."""
     videos = _videos(src)
     questions = {name: _questions(src / file, videos, name) for name, file in QUESTION_FILES.items()}
     split_of = _split(src, videos)
-    plan = Plan(notes=NOTES, counts={"tvc": {}, "msrvtt_qa": {}})
+    plan = Plan(notes=NOTES, counts={"tvc": {}, "msrvtt_qa": {}, "msrvtt": {}})
     for split in SPLITS:
         chosen = {name: record for name, record in videos.items() if split_of[name] == split}
         plan.files[f"tvc/tvc_{split}_release.jsonl"] = Lines(_moment(name, r) for name, r in chosen.items())
         asked = [q for part in questions.values() for q in part if split_of[f"video{q['video_id']}"] == split]
         plan.files[f"msrvtt_qa/{split}_qa.json"] = asked
-        plan.counts["tvc"][split], plan.counts["msrvtt_qa"][split] = len(chosen), len(asked)
+        paired = [_paired(name, record, is_trained=split == "train") for name, record in chosen.items()]
+        plan.files[f"msrvtt/retrieval_{split}.json"] = paired
+        for task, rows in (("tvc", chosen), ("msrvtt_qa", asked), ("msrvtt", paired)):
+            plan.counts[task][split] = len(rows)
     plan.files["subtitles/tv_subtitles.jsonl"] = Lines({"vid_name": name, "sub": []} for name in videos)
-    asked_of = {f"video{q['video_id']}" for part in questions.values() for q in part}
     for name, record in videos.items():
-        for folder in ("tv", "msrvtt") if name in asked_of else ("tv",):
+        for folder in ("tv", "msrvtt"):
             plan.media[f"videos/{folder}/{name}.{_frames(record)}x1.jpg"] = src / "frames" / f"{name}.jpg"
     return plan
 
@@ -85,6 +89,12 @@ def _moment(name: str, record: Record) -> dict[str, Any]:
     number = int(name.removeprefix("video"))
     descs = [{"desc_id": number * 100 + i, "desc": text} for i, text in enumerate(record.values["captions"])]
     return {"clip_id": number, "vid_name": name, "descs": descs}
+
+
+def _paired(name: str, record: Record, *, is_trained: bool) -> dict[str, Any]:
+    """A row of retrieval: all captions to train on, else the first."""
+    captions = record.values["captions"]
+    return {"video": f"{name}.mp4", "caption": captions if is_trained else captions[0]}
 
 
 def _questions(file: Path, videos: Mapping[str, Record], split: str) -> list[dict[str, Any]]:

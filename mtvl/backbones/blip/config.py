@@ -90,6 +90,12 @@ DROP_PATHS = {"vqa": 0.1, "nlvr2": 0.1}  # of the base model; the large one has 
 PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "base": ({}, {}),
     "large": ({"width": 1024, "layers": 24, "heads": 16, "drop_path": 0.1}, {}),
+    # The sizes of the packaged towers (`mtvl.backbones.blip.unimodal`). Of the twelve blocks of that ViT the first ten: the last
+    # ones were bent to saliency, see docs/real_small.md. 112 pixels are what two CPU cores can train on.
+    "small": (
+        {"width": 384, "layers": 10, "heads": 6, "patch": 14, "image_size": 112},
+        {"width": 384, "layers": 6, "heads": 12, "ffn": 1536},
+    ),
     "tiny": (
         {"width": 32, "layers": 2, "heads": 4, "patch": 8, "image_size": 32},
         {"width": 32, "layers": 2, "heads": 4, "ffn": 64, "vocab": 120, "positions": 40, "eos_id": 3},
@@ -101,9 +107,11 @@ PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 class BlipConfig:
     """Options of BLIP.
 
-    `kind`: which parts it has (`PARTS`). `preset`: base (ViT-B/16), large (ViT-L/16) or tiny; `vision` and `text` replace
-    single sizes. `image_size` 0: as the kind was published. `weights`: "" for random ones, or an original .pth file, a
-    .safetensors file, or a folder or hub name of transformers. `tokenizer`: "tiny_blip" (bundled), a folder or a hub name.
+    `kind`: which parts it has (`PARTS`). `preset`: base (ViT-B/16), large (ViT-L/16), small (ViT-S/14, six layers of text) or
+    tiny; `vision` and `text` replace single sizes. `image_size` 0: as the kind was published, or the preset's own. `weights`:
+    "" for random ones, or an original .pth file, a .safetensors file, a folder or hub name of transformers, or "dinov2_minilm"
+    (the towers of packages, without cross-attention). `tokenizer`: "tiny_blip" (bundled), a folder or a hub name; "" where
+    the weights bring one.
     `visual`: kinds of visual input; empty means as the tasks of the run need. `frames` of a video, evenly spaced.
     `picture_order`, `frame_order`: size of the code without parameters that tells the second picture, or frame, from the
     first (0: a row's pictures are a set, as published). `frame_weights`: how a text weighs the frames of a video, without

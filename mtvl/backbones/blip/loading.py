@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mtvl.backbones.blip.keys import ALIASES, State, from_original, hub_to_original, original_name
+from mtvl.backbones.blip.unimodal import NAME as UNIMODAL
+from mtvl.backbones.blip.unimodal import read_unimodal
 from mtvl.errors import CheckpointError
 
 POSITION = "vision.embed.position"
@@ -69,7 +71,10 @@ def read_state(source: str) -> State:
     elif not path.is_file():
         path = _from_hub(source)
     if not path.is_file():
-        raise CheckpointError(f"expected BLIP's weights at {path}, found no file; give a .pth or .safetensors file")
+        raise CheckpointError(
+            f"expected BLIP's weights at {path}, found no file; give a .pth or .safetensors file, or {UNIMODAL} for the towers "
+            "of packages"
+        )
     try:
         content: Any = (
             load_file(str(path)) if path.suffix == ".safetensors"
@@ -97,15 +102,20 @@ def _from_hub(source: str) -> Path:
 
 
 def load_weights(model: Any, source: str) -> LoadReport:
-    """Read `source` into `model`; see `load_original`."""
+    """Read `source` into `model`; see `load_original`. `source` may be the name of the packaged towers (`unimodal`)."""
+    if source == UNIMODAL:
+        towers = read_unimodal(model.vision_shape, model.text_shape)
+        return load_original(model, towers.state, source, towers.fresh)
     return load_original(model, read_state(source), source)
 
 
 @torch.no_grad()
-def load_original(model: Any, original: Mapping[str, torch.Tensor], source: str) -> LoadReport:
+def load_original(
+    model: Any, original: Mapping[str, torch.Tensor], source: str, fresh: Mapping[str, str] | None = None
+) -> LoadReport:
     """Put a state of original names into `model` (a Blip) in place.
 
-    Raises CheckpointError, before anything is changed, for tensors that neither side can explain.
+    `fresh`: patterns of our names that such a source does not have -> why. Raises CheckpointError, before anything is changed, for tensors that neither side can explain.
     """
     report = LoadReport(source)
     own = model.state_dict()
@@ -117,6 +127,9 @@ def load_original(model: Any, original: Mapping[str, torch.Tensor], source: str)
         report.interpolated = _describe(found[POSITION], own[POSITION])
         found[POSITION] = interpolate_positions(found[POSITION], own[POSITION].shape[1])
     _drop_other_widths(model, found, own, report)
+    for name in sorted(set(own) - set(found)):
+        if reason := next((why for pattern, why in (fresh or {}).items() if re.match(pattern, name)), ""):
+            report.fresh[name] = reason
     _explain_missing(set(own) - set(found) - set(report.fresh), given, report)
     _explain_unused(given, used, report)
     _check_tied(own, found, source)

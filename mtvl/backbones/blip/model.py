@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from mtvl.backbones.blip.loading import LoadReport, load_weights
 from mtvl.backbones.blip.med import TextModel
 from mtvl.backbones.blip.recompute import Recompute
 from mtvl.backbones.blip.sites import site_table
-from mtvl.backbones.blip.tokens import BlipText, load_blip_tokenizer
+from mtvl.backbones.blip.tokens import VOCABULARIES, BlipText, load_blip_tokenizer, of_pieces
+from mtvl.backbones.blip.unimodal import NAME as UNIMODAL
+from mtvl.backbones.blip.unimodal import vocabulary
 from mtvl.backbones.blip.vit import VisionTransformer
 from mtvl.backbones.clip_config import BUNDLED
 from mtvl.backbones.decoding import SearchSettings, beam, greedy
@@ -107,14 +110,17 @@ class Blip(nn.Module):
 
     def tokenizer(self) -> BlipText:
         """The tokenizer; its ids lie inside the token table, with [DEC] and [ENC] as its last two rows."""
-        source = self.config.tokenizer
+        source = self.config.tokenizer or _own_tokenizer(self.config.weights)
         if not source:
             raise ConfigError(
                 "'backbone.tokenizer' is needed, 'backbone.weights' hold none; give a folder with a vocabulary, a hub name, "
                 "or tiny_blip"
             )
         bundled = BUNDLED / source
-        tokenizer = load_blip_tokenizer(str(bundled) if (bundled / "tokenizer.json").is_file() else source)
+        if source == UNIMODAL:
+            tokenizer = of_pieces(vocabulary())
+        else:
+            tokenizer = load_blip_tokenizer(str(bundled) if (bundled / "tokenizer.json").is_file() else source)
         found = (tokenizer.dec_id, tokenizer.enc_id, tokenizer.eos_id)
         wanted = (self.text_shape.dec_id, self.text_shape.enc_id, self.text_shape.eos_id)
         if found != wanted:
@@ -205,6 +211,12 @@ class Blip(nn.Module):
         if beams > 1:
             return beam(step, cache.reorder, rows, settings, device)
         return greedy(step, rows, settings, device), None
+
+
+def _own_tokenizer(weights: str) -> str:
+    """What of `backbone.weights` has a tokenizer: the packaged towers, or a folder with one beside the weights; else ""."""
+    has_one = weights == UNIMODAL or any((Path(weights) / name).is_file() for name in VOCABULARIES)
+    return weights if weights and has_one else ""
 
 
 def _begin(ids: torch.Tensor, first: int) -> torch.Tensor:

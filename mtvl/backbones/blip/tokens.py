@@ -13,6 +13,7 @@ from mtvl.backbones.tokenizers import ALPHABET, TextTokenizer
 from mtvl.errors import CheckpointError
 
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+VOCABULARIES = ("tokenizer.json", "vocab.txt")  # files of a folder, the first that is there
 ADDED = ("[DEC]", "[ENC]")  # in this order: the public models have them at 30522 and 30523
 
 
@@ -49,9 +50,7 @@ def load_blip_tokenizer(source: str) -> BlipText:
     if (folder / "tokenizer.json").is_file():
         return BlipText(PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **SPECIAL))
     if (folder / "vocab.txt").is_file():
-        pieces = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
-        raw = _word_pieces({piece: i for i, piece in enumerate(pieces)})
-        return BlipText(PreTrainedTokenizerFast(tokenizer_object=raw, **SPECIAL))
+        return of_pieces((folder / "vocab.txt").read_text(encoding="utf-8").splitlines())
     if folder.is_dir():
         raise CheckpointError(f"{folder} has no tokenizer.json and no vocab.txt; put BERT's vocab.txt there")
     from transformers import AutoTokenizer  # slow import
@@ -60,6 +59,12 @@ def load_blip_tokenizer(source: str) -> BlipText:
         return BlipText(AutoTokenizer.from_pretrained(source))
     except OSError as error:
         raise CheckpointError(f"no tokenizer at {source}: {str(error).splitlines()[0]}") from None
+
+
+def of_pieces(pieces: Sequence[str]) -> BlipText:
+    """The tokenizer of BERT's uncased word pieces, given in the order of their ids."""
+    raw = _word_pieces({piece: i for i, piece in enumerate(pieces)})
+    return BlipText(PreTrainedTokenizerFast(tokenizer_object=raw, **SPECIAL))
 
 
 def _word_pieces(vocab: dict[str, int]) -> RawTokenizer:
