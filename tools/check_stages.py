@@ -67,15 +67,25 @@ def report(rows: Sequence[Row], as_json: bool) -> int:
     return int(bool(failed))
 
 
+def words(text: str) -> list[str]:
+    """What stands between commas."""
+    return [word for word in text.split(",") if word]
+
+
+def numbers(text: str) -> list[int]:
+    """The same as numbers."""
+    if not all(word.isdecimal() for word in words(text)):
+        raise argparse.ArgumentTypeError(f"expected numbers with commas between them, found {text!r}")
+    return [int(word) for word in words(text)]
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    integers = lambda text: [int(x) for x in text.split(",")]  # noqa: E731
-    words = lambda text: [w for w in text.split(",") if w]  # noqa: E731
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=None, help="folder that keeps what was measured, to go on with")
     parser.add_argument("--methods", type=words, default=METHODS)
-    parser.add_argument("--stages", type=integers, default=[0, 1, 2, 3])
-    parser.add_argument("--worlds", type=integers, default=[1, 2])
+    parser.add_argument("--stages", type=numbers, default=[0, 1, 2, 3])
+    parser.add_argument("--worlds", type=numbers, default=[1, 2])
     parser.add_argument("--cells", type=words, default=[])
     parser.add_argument("--steps", type=int, default=12, help="of a whole run")
     parser.add_argument("--json", action="store_true")

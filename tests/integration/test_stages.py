@@ -148,6 +148,7 @@ def test_other_settings_and_other_files_are_refused(tmp_path: Path, capsys: pyte
     for words, said in (
         (["--out", str(out), "--steps", "3"], "measured with"),
         (["--out", str(tmp_path)], "holds other files"),
+        (["--out", str(tmp_path / "x" / "y")], "cannot be the folder"),
         (["--out", str(out)], "delete the file to measure it again"),
     ):
         assert check_stages.main([*words, "--cells", GOOD.cell]) == 2
@@ -168,7 +169,9 @@ def test_a_rank_that_fails_ends_the_launch_with_its_log(tmp_path: Path, monkeypa
         (["--cells", "single-zero2"], "half_up"),
         (["--cells", "lora-zero4-world1"], "no cell 'lora-zero4-world1'"),
         (["--methods", "double"], "unknown method 'double'"),
+        (["--cells", "lora-zero0-world4"], "no cell 'lora-zero0-world4'"),
         (["--stages", "7"], "unknown stage 7"),
+        (["--stages", "two"], "expected numbers with commas"),
         (["--worlds", "3"], "expected 1 or 2"),
         (["--steps", "0"], "above 0"),
         (["optim.lr"], "expected key=value"),

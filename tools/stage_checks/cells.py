@@ -75,7 +75,12 @@ class Cell:
         method, *numbers = name.split("-")
         words = ("zero", "world", "micro")[: max(2, len(numbers))]
         cell = cls(method, *(int(t.removeprefix(w)) for t, w in zip(numbers, words, strict=True)))
-        if cell.name != name or method not in (RUNS if cell.micro else STEPS) or cell.stage > 3 or cell.world < 1:
+        if (
+            cell.name != name
+            or method not in (RUNS if cell.micro else STEPS)
+            or cell.stage > 3
+            or cell.world not in (1, 2)
+        ):
             raise ValueError(name)
         return cell
 

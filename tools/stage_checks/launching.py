@@ -55,8 +55,12 @@ def claim(folder: Path, steps: int, overrides: Sequence[str]) -> None:
                 f"{folder} holds cells that were measured with {found}, expected {settings}; name another folder"
             )
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        is_empty = not any(folder.iterdir())
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be the folder of the cells: {error}; name another") from None
+    if not is_empty:
         raise ConfigError(f"{folder} holds other files; expected an empty folder or one of this tool's")
     file.write_text(json.dumps(settings, indent=1))
 

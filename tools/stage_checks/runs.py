@@ -9,6 +9,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from mtvl import dist
 from mtvl.config import RunConfig, load_run_config
 from mtvl.train import train
 from stage_checks.cells import RUNS, Cell, Row
@@ -45,7 +46,10 @@ def run_plainly(folder: Path, method: str, steps: int, overrides: Sequence[str])
 
 
 def run(folder: Path, cell: Cell, steps: int, overrides: Sequence[str]) -> None:
-    """Train a cell on the ranks of this launch."""
+    """Train a cell on the ranks of this launch, from the start: what an interrupted one left is no part of it."""
+    if dist.is_main():
+        shutil.rmtree(folder / cell.name, ignore_errors=True)
+    dist.barrier()
     train(configuration(cell.method, cell.stage, cell.micro, steps, overrides), folder / cell.name, resume="never")
 
 
