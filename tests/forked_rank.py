@@ -40,6 +40,8 @@ def main() -> None:
     """Serve until the requests end; a fork leaves this loop and ends as its script does."""
     if (threads := len(os.listdir("/proc/self/task"))) != 1:
         sys.exit(f"a fork has no copy of the {threads - 1} threads that an import has started")
+    sys.stdout.flush()  # what an import has printed is not the script's
+    sys.stderr.flush()
     with open(int(sys.argv[1])) as requests, open(int(sys.argv[2]), "w", buffering=1) as answers:
         for line in requests:
             process = os.fork()
