@@ -141,12 +141,13 @@ def test_an_interrupted_matrix_goes_on_with_what_is_missing(tmp_path: Path, monk
 
 def test_other_settings_and_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
+    check_stages.measure(out, [], 99, ["optm.lr=1"])  # a slip, before anything was trained, binds to nothing
     check_stages.measure(out, [], 12, [])
     (tmp_path / "x").write_text("")
     write_row(out, GOOD)
     row_file(out, Cell.parse(GOOD.cell)).write_text('{"cell": 1')
     for words, said in (
-        (["--out", str(out), "--steps", "3"], "measured with"),
+        (["--out", str(out), "--steps", "3"], "made with"),
         (["--out", str(tmp_path)], "holds other files"),
         (["--out", str(tmp_path / "x" / "y")], "cannot be the folder"),
         (["--out", str(out)], "delete the file to measure it again"),

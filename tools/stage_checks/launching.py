@@ -49,19 +49,16 @@ def claim(folder: Path, steps: int, overrides: Sequence[str]) -> None:
     """Make the folder, or go on in one that was made with the same settings. ConfigError when they were others."""
     settings = {"steps": steps, "overrides": list(overrides)}
     file = folder / "settings.json"
-    if file.is_file():
-        if (found := json.loads(file.read_text())) != settings:
-            raise ConfigError(
-                f"{folder} holds cells that were measured with {found}, expected {settings}; name another folder"
-            )
-        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         is_empty = not any(folder.iterdir())
+        has_trained = any(entry.is_dir() for entry in folder.iterdir())
     except OSError as error:
         raise ConfigError(f"{folder} cannot be the folder of the cells: {error}; name another") from None
-    if not is_empty:
+    if not is_empty and not file.is_file():
         raise ConfigError(f"{folder} holds other files; expected an empty folder or one of this tool's")
+    if has_trained and (found := json.loads(file.read_text())) != settings:
+        raise ConfigError(f"{folder} holds runs that were made with {found}, expected {settings}; name another folder")
     file.write_text(json.dumps(settings, indent=1))
 
 
