@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import NoReturn
 
 from mtvl.errors import ConfigError, MtvlError
+from mtvl.signals import STOPPED_BY_SIGNAL, handled
 from stage_checks.cells import Cell, Row
 
 GRACE_SECONDS = 20.0  # that the other ranks have to end with their own message when one has failed
@@ -104,7 +107,8 @@ def launch(folder: Path, world: int, command: Sequence[str]) -> None:
             for r in range(world)
         ]
         try:
-            wait(ranks)
+            with handled((signal.SIGTERM,), stop):
+                wait(ranks)
         finally:
             for rank in ranks:
                 rank.kill()
@@ -112,6 +116,11 @@ def launch(folder: Path, world: int, command: Sequence[str]) -> None:
         raise MtvlError(
             f"the launch of {world} processes ended with {codes}; {log} ends with\n{log.read_text()[-4000:]}"
         )
+
+
+def stop(_number: int, _frame: object) -> NoReturn:
+    """End with the ranks; what was measured is kept."""
+    raise SystemExit(STOPPED_BY_SIGNAL)
 
 
 def wait(ranks: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -50,7 +50,9 @@ def run(folder: Path, cell: Cell, steps: int, overrides: Sequence[str]) -> None:
     if dist.is_main():
         shutil.rmtree(folder / cell.name, ignore_errors=True)
     dist.barrier()
-    train(configuration(cell.method, cell.stage, cell.micro, steps, overrides), folder / cell.name, resume="never")
+    config = configuration(cell.method, cell.stage, cell.micro, steps, overrides)
+    if code := train(config, folder / cell.name, resume="never").code:
+        raise SystemExit(code)  # stopped by a signal: no whole run to compare
 
 
 def compare(folder: Path, cell: Cell) -> Row:
