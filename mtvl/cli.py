@@ -163,14 +163,14 @@ def run_estimate(arguments: Sequence[str]) -> int:
 
 def run_nodes(arguments: Sequence[str]) -> int:
     """`nodes`: try every machine of a hostfile before a run is started on them."""
+    from mtvl.nodes import DEFAULT_PORT, check_nodes
+
     parser = argparse.ArgumentParser(
         prog="mtvl nodes", description="Try every machine of a hostfile: ssh, paths, versions, interfaces, the port."
     )
     parser.add_argument("--hostfile", type=Path, required=True, help="lines such as: worker-1 slots=4")
-    parser.add_argument("--master-port", type=int, default=29500, help="as of deepspeed --master_port")
+    parser.add_argument("--master-port", type=int, default=DEFAULT_PORT, help="as of deepspeed --master_port")
     args = parser.parse_args(arguments)
-    from mtvl.nodes import check_nodes
-
     print(check_nodes(args.hostfile, args.master_port))
     return 0
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtvl.config import RunConfig, TrainConfig
+from mtvl.config import RunConfig, TrainConfig, load_run_config
 from mtvl.data.miniworld.write import ensure_miniworld
 from mtvl.types import Batch
 
@@ -244,10 +244,67 @@ def lite_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
+# What takes longest, longest first. Workers of pytest-xdist take whole files in this order (tools/check.sh), so that none
+# begins a long one when the other has nothing left to do. Those that start processes take turns with those that do not.
+LONGEST_FIRST = (
+    "integration/test_launch.py", "contracts/test_methods.py", "integration/test_stages.py", "integration/test_training.py",
+    "integration/test_two_nodes.py", "contracts/test_adapting.py", "integration/test_tutorial.py", "contracts/test_exports.py",
+    "engine/test_engine.py", "integration/test_joint_training.py", "integration/test_scale.py",
+    "integration/test_blip_training.py", "integration/test_real_model.py", "integration/test_answers_from_a_list.py",
+    "compare/test_comparison_runs.py", "test_reference.py", "tools/test_check_kills.py", "tools/test_params_table.py",
+    "engine/test_watch.py", "tools/test_recipes.py", "engine/test_leftovers.py", "metrics/test_check_metrics.py",
+    "contracts/test_mixed.py", "tools/test_fuzz_inputs.py", "metrics/test_captions_metric.py",
+)  # fmt: skip
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the files that take longest first, for workers; alone, pytest keeps its own order."""
+    tests = Path(__file__).parent
+    if lost := [name for name in LONGEST_FIRST if not (tests / name).is_file()]:
+        raise pytest.UsageError(f"LONGEST_FIRST of tests/conftest.py names {lost[0]}, which is not there")
+    if hasattr(config, "workerinput"):
+        places = {tests / name: place for place, name in enumerate(LONGEST_FIRST)}
+        items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data root of the smallest miniworld, made once for whole runs."""
-    return ensure_miniworld(tmp_path_factory.mktemp("data") / "miniworld", size="tiny", progress=lambda _: None)
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of pytest-xdist have in common; it goes with those of the tests."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def world(shared_folder: Path) -> Path:
+    """The data root of the smallest miniworld, made once for whole runs: two workers wait for each other there."""
+    return ensure_miniworld(shared_folder / "miniworld", size="tiny", progress=lambda _: None)
+
+
+SmallRecipe = Callable[..., Callable[..., RunConfig]]
+
+
+@pytest.fixture(scope="session")
+def small_recipe(world: Path, shared_folder: Path) -> SmallRecipe:
+    """`small_recipe(FILE, TASKS, *settings)` -> `make(*overrides, tasks=TASKS)`: a recipe on the smallest miniworld.
+
+    All of them store features in one cache, as runs of one user do.
+    """
+
+    def of(file: Path, usual: list[str], *settings: str) -> Callable[..., RunConfig]:
+        common = [
+            f"data.root={world}", f"data.cache={shared_folder / 'cache'}", "checkpoint.every_steps=100",
+            "evaluate.captions_tokenizer=python", "train.global_batch=8", "train.micro_batch=4",
+        ]  # fmt: skip
+
+        def make(*overrides: str, tasks: list[str] = usual) -> RunConfig:
+            return load_run_config(file, tasks, [*common, *settings, *overrides])
+
+        return make
+
+    return of
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,13 @@ check() {
 check lint "$PYTHON" -m ruff check .
 check format "$PYTHON" -m ruff format --check .
 check types "$PYTHON" -m mypy mtvl/{types,sites,errors,dist,config,recipe,registry}.py mtvl/data mtvl/metrics mtvl/objectives
-check tests "$PYTHON" -m pytest "$@"
+# With two cores and pytest-xdist two workers share the tests, a file at a time, each with one thread; plain pytest works too.
+workers=()
+if "$PYTHON" -c 'import os, sys, xdist; sys.exit((os.cpu_count() or 1) < 2)' 2>/dev/null; then
+  workers=(-n 2 --dist loadfile --no-loadscope-reorder)
+  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+fi
+check tests "$PYTHON" -m pytest ${workers[@]+"${workers[@]}"} "$@"
 
 echo
 printf '%s\n' "${summary[@]}"

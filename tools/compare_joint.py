@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,14 +146,14 @@ def compare(run: Path, out: Path, families: list[str], dry_run: bool) -> None:
     (out / "compare_joint.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; exit 2 on unusable input."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--families", default="single,images,videos")
     parser.add_argument("--dry-run", action="store_true", help="print the runs and their steps")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     try:
         compare(args.run, args.out, [f for f in args.families.split(",") if f], args.dry_run)
     except MtvlError as error:

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from mtvl.errors import ConfigError
+from mtvl.signals import handled
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 POLL_SECONDS = 0.5
-STOPPED = 143  # 128 + SIGTERM, as a training that was stopped: the same command goes on
 
 
 def train_command(
@@ -53,12 +53,8 @@ class Stop:
     @contextlib.contextmanager
     def watching(self) -> Iterator[Stop]:
         """Install the handlers for the duration of the runs."""
-        before = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
-        try:
+        with handled((signal.SIGTERM, signal.SIGINT), self._handle):
             yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     @property
     def is_set(self) -> bool:

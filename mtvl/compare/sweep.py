@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mtvl.checkpoint import read_done, steps_of
-from mtvl.compare.children import LAUNCH, STOPPED, Stop, evaluate_command, locked, run_child, train_command
+from mtvl.compare.children import LAUNCH, Stop, evaluate_command, locked, run_child, train_command
 from mtvl.compare.figure import has_plots, write_figure
 from mtvl.compare.recipe import Comparison, Run, run_name
 from mtvl.compare.record import (
@@ -27,6 +27,7 @@ from mtvl.compare.tables import markdown, summarise
 from mtvl.errors import ConfigError, MtvlError
 from mtvl.model import make_plan
 from mtvl.report import format_seconds
+from mtvl.signals import STOPPED_BY_SIGNAL
 
 DONE, TRAINED, HALF, NEW, CHANGED = "done", "trained, not evaluated", "half-trained", "new", "changed"
 MARK, FAILED = "compare.json", "FAILED"  # in a run folder
@@ -188,7 +189,7 @@ def compare(
     if is_stopped:
         left = sum(s.kind != DONE for s in states)
         print(f"stopped with {left} of {len(states)} runs to go; the same command goes on", flush=True)
-        return STOPPED
+        return STOPPED_BY_SIGNAL
     return int(bool(failures))
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mtvl import dist
+from mtvl.signals import handled
 
-STOPPED_BY_SIGNAL = 143  # 128 + SIGTERM: saved, can be resumed
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # SIGUSR1: Slurm's --signal=USR1@300
 _NODE_LAUNCHER = "deepspeed.launcher.launch"  # started once a node by `deepspeed`, parent of the ranks
 _LAUNCHERS = (_NODE_LAUNCHER, "torchrun", "torch.distributed.run")
@@ -36,12 +36,8 @@ class StopFlag:
     def watching(self) -> Iterator[StopFlag]:
         """Install the handlers for the duration of the loop."""
         self._launchers = launchers()
-        before = {s: signal.signal(s, self._handle) for s in SIGNALS}
-        try:
+        with handled(SIGNALS, self._handle):
             yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def agreed(self) -> bool:
         """True on all ranks at the same step when any rank was signalled or has lost its launcher."""

@@ -18,13 +18,13 @@ import pytest
 
 from mtvl.cli import DEFAULT_RECIPE, run_evaluate, run_train
 from mtvl.compare import sweep
-from mtvl.compare.children import STOPPED, Stop, locked
+from mtvl.compare.children import Stop, locked
 from mtvl.compare.figure import has_plots
 from mtvl.compare.recipe import load_comparison
 from mtvl.compare.sweep import Place, compare
-from mtvl.data.miniworld.write import ensure_miniworld
 from mtvl.engine import Engine
 from mtvl.errors import ConfigError, MtvlError
+from mtvl.signals import STOPPED_BY_SIGNAL
 
 STEPS = 4
 METHODS = """
@@ -35,9 +35,8 @@ METHODS = """
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recipe(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("comparison")
-    world = ensure_miniworld(folder / "miniworld", size="tiny", progress=lambda _: None)
     settings = {
         "data.root": str(world), "data.cache": str(folder / "cache"), "data.max_examples": 16, "data.workers": 0,
         "train.steps": STEPS, "train.global_batch": 8, "train.micro_batch": 8, "evaluate.bootstrap": 10,
@@ -104,7 +103,7 @@ def finished(recipe: Path, stopped: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_stop_leaves_a_run_to_go_on_with(stopped: dict[str, Any]) -> None:
-    assert stopped["code"] == STOPPED
+    assert stopped["code"] == STOPPED_BY_SIGNAL
     assert (stopped["state"].kind, stopped["state"].step) == (sweep.HALF, 2)
     assert not (stopped["out"] / "table.md").exists() or "single" not in (stopped["out"] / "table.md").read_text()
 
@@ -205,7 +204,7 @@ def test_a_dry_run_lists_states_and_times(
 
 def test_minutes_end_it_before_the_next_run(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "run_child", lambda *_args, **_keys: pytest.fail("the time was over"))
-    assert compare(load_comparison(recipe), tmp_path, minutes=0) == STOPPED
+    assert compare(load_comparison(recipe), tmp_path, minutes=0) == STOPPED_BY_SIGNAL
 
 
 @pytest.mark.multiproc

@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from toy_model import TASKS, Toy, split, toy_groups, toy_slot
 
 from mtvl import dist
+from mtvl.agreement import check_ranks
 from mtvl.config import EngineConfig, MixtureConfig, OptimConfig, RunConfig, TrainConfig
 from mtvl.engine import Engine, finish
 from mtvl.errors import CheckpointError, EngineError
@@ -218,6 +220,20 @@ def disagreement(stage: str) -> dict[str, Any]:
     }
 
 
+def different_recipes() -> dict[str, Any]:
+    """What ranks say that were given other tasks, then other sizes of the method, then other folders; and how soon."""
+    config, messages, started = make_config("zero2"), [], time.monotonic()
+    tasks = replace(config, tasks=("a", ("b", "c")[dist.rank() % 2]))
+    petl = replace(config, petl={"name": "adapter", "bottleneck": 4 + dist.rank()})
+    folder = replace(config, data=replace(config.data, cache=f"/rank{dist.rank()}"))
+    for given in (tasks, petl, folder):
+        try:
+            check_ranks(given)
+        except EngineError as error:
+            messages.append(str(error))
+    return {"messages": messages, "seconds": time.monotonic() - started}
+
+
 def dead_task(stage: str) -> dict[str, Any]:
     """A task whose own parameters silently drop out of the graph, and zero-started adapters, which must pass."""
     engine = make_engine(make_config(stage), zero=True)
@@ -355,6 +371,7 @@ def cells() -> dict[str, Callable[[], dict[str, Any]]]:
             table[f"dead_task {stage}"] = lambda s=stage: dead_task(s)
             saved = FOLDER / f"resume_{STAGES[(STAGES.index(stage) + 1) % 4]}_2"
             table[f"elsewhere {stage}"] = lambda s=stage, f=saved: elsewhere(s, f)
+    table["different_recipes"] = different_recipes
     if not several:
         table["foreign zero2"] = lambda: foreign("zero2")
     for stage in ("zero2_bf16", "zero3_bf16"):

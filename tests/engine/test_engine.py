@@ -80,6 +80,15 @@ def test_disagreeing_ranks_stop(results: dict[int, Results], stage: str) -> None
     assert cell["changed"] == []
 
 
+def test_ranks_with_different_recipes_stop(results: dict[int, Results]) -> None:
+    cell = results[2]["different_recipes"]
+    assert cell["seconds"] < 10 and len(cell["messages"]) == 2  # folders may differ
+    assert "before the first step" in cell["messages"][0] and "'tasks' differs" in cell["messages"][0]
+    assert "rank 0: ['a', 'b']; rank 1: ['a', 'c']" in cell["messages"][0]
+    assert "'petl' differs; rank 0: {'name': 'adapter', 'bottleneck': 4" in cell["messages"][1]
+    assert results[1]["different_recipes"]["messages"] == []
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_task_without_gradient_stops(results: dict[int, Results], stage: str) -> None:
     message = results[1][f"dead_task {stage}"]["message"]

@@ -177,19 +177,25 @@ def test_plain_process_starts_and_ends_with_its_code() -> None:
     assert "WARNING" not in end.stdout + end.stderr
 
 
-def test_launcher_variables_win(tmp_path: Path) -> None:
+def test_launcher_variables_win_and_nothing_is_left_after_a_kill(tmp_path: Path) -> None:
     script = tmp_path / "start.py"
-    script.write_text(START.replace("CODE", "0"))
+    end = "sys.stdout.flush()\nos.kill(os.getpid(), 9) if dist.rank() else finish(5)"
+    script.write_text(START.replace("finish(CODE)", end))
     ends = launch(script, 2, timeout_seconds=100)  # fails when anything is left in shared memory
-    assert [e.code for e in ends] == [0, 0], ends
-    assert "rank 1 of 2 local 1" in ends[1].output
-
-
-def test_nothing_is_left_after_a_kill(tmp_path: Path) -> None:
-    script = tmp_path / "start.py"
-    script.write_text(START.replace("finish(CODE)", "os.kill(os.getpid(), 9) if dist.rank() else finish(5)"))
-    ends = launch(script, 2, timeout_seconds=100)
     assert [e.code for e in ends] == [5, -9], ends
+    assert "rank 0 of 2 local 0" in ends[0].output and "rank 1 of 2 local 1" in ends[1].output
+
+
+def test_ranks_that_outlive_their_time_are_ended_and_shown(tmp_path: Path) -> None:
+    """And the next launch starts from nothing: another process, its own arguments, its own folder to import from."""
+    script = tmp_path / "rank.py"
+    script.write_text("import os, sys, time\nprint('rank', os.environ['RANK'], os.getpid(), sys.argv[1:], sys.path[0], flush=True)\n"
+                      "time.sleep(100 * int(os.environ['RANK']))\nsys.exit(3)\n")  # fmt: skip
+    with pytest.raises(AssertionError, match=r"(?s)no end within 4 s.*rank 1: exit code -9\nrank 1"):
+        launch(script, 2, ["first"], timeout_seconds=4)
+    (one,) = launch(script, 1, ["second"])
+    words = one.output.split()
+    assert (one.code, words[3:]) == (3, ["['second']", str(tmp_path)]) and int(words[2]) != os.getpid()
 
 
 def test_leftovers_would_be_noticed(tmp_path: Path) -> None:

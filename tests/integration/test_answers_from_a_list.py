@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 from mtvl.cli import DEFAULT_RECIPE
 from mtvl.config import RunConfig, load_run_config
-from mtvl.data.miniworld.write import ensure_miniworld
 from mtvl.errors import CheckpointError, ConfigError
 from mtvl.evaluate import evaluate
 from mtvl.inspecting import inspect_sample, predict_one
@@ -28,9 +27,8 @@ Recipe = Callable[..., RunConfig]
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny miniworld, with sentences that have labels beside it."""
-    world = ensure_miniworld(tmp_path_factory.mktemp("data") / "miniworld", size="tiny", progress=lambda _: None)
     root = tmp_path_factory.mktemp("root")
     for entry in world.iterdir():
         (root / entry.name).symlink_to(entry)
@@ -48,19 +46,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def recipe(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    cache = tmp_path_factory.mktemp("cache")
-
-    def make(*overrides: str, tasks: list[str] = TASKS) -> RunConfig:
-        small = [
-            f"data.root={root}", f"data.cache={cache}", "data.workers=0", "train.steps=8", "train.global_batch=8",
-            "train.micro_batch=4", "checkpoint.every_steps=4", "petl={name: adapter, share: none, bottleneck: 4}",
-            "backbone.text={num_hidden_layers: 2, hidden_size: 32, intermediate_size: 64}", "backbone.dropout=0.1",
-            "backbone.visual_tokens=9", "optim.lr=0.01", "mixture.block=4",
-        ]  # fmt: skip
-        return load_run_config(RECIPE, tasks, [*small, *overrides])
-
-    return make
+def recipe(root: Path, small_recipe: Callable[..., Recipe]) -> Recipe:
+    return small_recipe(
+        RECIPE, TASKS, f"data.root={root}", "data.workers=0", "train.steps=8", "checkpoint.every_steps=4",
+        "petl={name: adapter, share: none, bottleneck: 4}", "backbone.dropout=0.1", "backbone.visual_tokens=9",
+        "backbone.text={num_hidden_layers: 2, hidden_size: 32, intermediate_size: 64}", "optim.lr=0.01", "mixture.block=4",
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

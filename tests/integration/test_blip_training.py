@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mtvl.config import RunConfig, load_run_config
+from mtvl.config import RunConfig
 from mtvl.engine import Engine
 from mtvl.errors import CheckpointError, ConfigError
 from mtvl.evaluate import evaluate
@@ -25,20 +25,13 @@ Recipe = Callable[..., RunConfig]
 
 
 @pytest.fixture(scope="module")
-def recipe(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    cache = tmp_path_factory.mktemp("cache")
-
-    def make(*overrides: str, tasks: list[str] = TASKS) -> RunConfig:
-        small = [
-            f"data.root={world}", f"data.cache={cache}", "train.steps=10", "train.global_batch=4", "train.micro_batch=2",
-            "checkpoint.every_steps=100", "evaluate.captions_tokenizer=python", "data.workers=0", "evaluate.batch=16",
-            "backbone.image_size=32", "backbone.text.dropout=0.1", "backbone.vision.drop_path=0.2", "backbone.frames=3",
-            "backbone.vision.layers=2", "backbone.text.layers=2", "backbone.text.width=32", "backbone.text.ffn=64",
-            "backbone.vision.width=32", "pairs.queue_size=24", "pairs.ramp_steps=4", "mixture.block=5",
-        ]  # fmt: skip
-        return load_run_config(RECIPE, tasks, [*small, *overrides])
-
-    return make
+def recipe(small_recipe: Callable[..., Recipe]) -> Recipe:
+    return small_recipe(
+        RECIPE, TASKS, "train.steps=10", "train.global_batch=4", "train.micro_batch=2", "data.workers=0", "evaluate.batch=16",
+        "backbone.image_size=32", "backbone.text.dropout=0.1", "backbone.vision.drop_path=0.2", "backbone.frames=3",
+        "backbone.vision.layers=2", "backbone.text.layers=2", "backbone.text.width=32", "backbone.text.ffn=64",
+        "backbone.vision.width=32", "pairs.queue_size=24", "pairs.ramp_steps=4", "mixture.block=5",
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from mtvl.cli import DEFAULT_RECIPE
-from mtvl.config import RunConfig, load_run_config
-from mtvl.data.miniworld.write import ensure_miniworld
+from mtvl.config import RunConfig
 from mtvl.engine import Engine
 from mtvl.errors import ConfigError
 from mtvl.evaluate import evaluate
@@ -28,19 +27,8 @@ Recipe = Callable[..., RunConfig]
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    folder = tmp_path_factory.mktemp("joint")
-    world = ensure_miniworld(folder / "miniworld", size="tiny", progress=lambda _: None)
-
-    def make(*overrides: str, tasks: list[str] = TASKS) -> RunConfig:
-        small = [
-            f"data.root={world}", f"data.cache={folder / 'cache'}", "train.steps=8", "train.global_batch=8",
-            "train.micro_batch=4", "checkpoint.every_steps=100", "evaluate.captions_tokenizer=python",
-            "mixture.law=equal", "mixture.block=8",
-        ]  # fmt: skip
-        return load_run_config(DEFAULT_RECIPE, tasks, [*small, *overrides])
-
-    return make
+def recipe(small_recipe: Callable[..., Recipe]) -> Recipe:
+    return small_recipe(DEFAULT_RECIPE, TASKS, "train.steps=8", "mixture.law=equal", "mixture.block=8")
 
 
 @pytest.fixture(scope="module")

@@ -12,23 +12,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from distributed import launchers_port
 from safetensors import safe_open
 
 from mtvl.checkpoint import find_resumable, resolve_resume, write_checkpoint
 from mtvl.cli import VERBS, evaluate_parser, train_parser
 from mtvl.config import load_run_config, read_yaml
-from mtvl.data.miniworld.write import ensure_miniworld
 from mtvl.errors import CheckpointError
 from mtvl.model import make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN_FLAGS = {"--tasks", "--recipe", "--run", "--resume", "--local_rank", "overrides"}
 TASKS = ["vqa", "gqa", "nlvr2", "coco"]
-SHARED_MEMORY = Path("/dev/shm")
 EVALUATE_FLAGS = {"--checkpoint", "--tasks", "--split", "--out", "--local_rank", "overrides"}
 
 
@@ -65,33 +63,15 @@ def test_recipes_are_complete(recipe: Path) -> None:
         assert make_plan(config).num_trainable > 0
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The smallest miniworld."""
-    return ensure_miniworld(tmp_path_factory.mktemp("data") / "world", size="tiny", progress=lambda _: None)
-
-
-@pytest.fixture(autouse=True)
-def nothing_stays_in_shared_memory() -> Iterator[None]:
-    """The launches of a test, several in a row on the launchers' one port, leave no segment of DeepSpeed's behind."""
-    before = segments()
-    yield
-    assert segments() <= before
-
-
-def segments() -> set[str]:
-    """This user's DeepSpeed segments, of whatever run."""
-    return {p.name for p in SHARED_MEMORY.glob(f"deepspeed_*_{os.getuid()}_*")}
-
-
 def environment(home: Path) -> dict[str, str]:
     return {"PATH": f"{Path(sys.prefix) / 'bin'}:/usr/bin:/bin", "HOME": str(home), "OMP_NUM_THREADS": "1"}
 
 
 def run(arguments: list[str], cwd: Path, home: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        arguments, cwd=cwd, env=environment(home or cwd), capture_output=True, text=True, timeout=300, check=False
-    )
+    with launchers_port() if arguments[0] in ("deepspeed", "torchrun") else contextlib.nullcontext():
+        return subprocess.run(
+            arguments, cwd=cwd, env=environment(home or cwd), capture_output=True, text=True, timeout=300, check=False
+        )
 
 
 @pytest.mark.parametrize(
@@ -186,9 +166,10 @@ def test_every_launcher_trains_the_same_run(runs: Path) -> None:
 
 @pytest.mark.multiproc
 def test_the_run_is_evaluated_as_typed(runs: Path) -> None:
-    """One table for the one checkpoint: every task, every test example."""
-    typed = ["deepspeed", "launch/evaluate.py", "--checkpoint", str(runs / "deepspeed"), "--tasks", ",".join(TASKS)]
-    done = run([*typed, "evaluate.captions_tokenizer=python", "evaluate.bootstrap=100"], ROOT, runs)
+    """One table for the one checkpoint: every task, every test example; on two ranks the same, without duplicates."""
+    typed = ["launch/evaluate.py", "--checkpoint", str(runs / "deepspeed"), "--tasks", ",".join(TASKS)]
+    small = ["evaluate.captions_tokenizer=python", "evaluate.bootstrap=100"]
+    done = run(["deepspeed", *typed, *small], ROOT, runs)
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((runs / "deepspeed" / "eval.json").read_text())
     assert list(results) == TASKS
@@ -197,6 +178,10 @@ def test_the_run_is_evaluated_as_typed(runs: Path) -> None:
         assert result["num_examples"] == len(lines) >= 40 and result["trained_on"]
         assert re.search(rf"^\W*{name}\b", done.stdout, re.MULTILINE), done.stdout
     assert "average of primary metrics" in done.stdout
+    two = runs / "two.json"
+    done = run(["deepspeed", "--num_accelerators", "2", *typed, "--out", str(two), *small], ROOT, runs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(two.read_text()) == results
 
 
 @pytest.mark.multiproc
@@ -216,29 +201,12 @@ def test_a_checkpoint_is_small_and_holds_no_frozen_tensor(runs: Path) -> None:
 
 
 @pytest.mark.multiproc
-def test_deepspeed_launches_two_ranks_and_evaluates(world: Path, tmp_path: Path) -> None:
-    """The launcher itself, two ranks, --local_rank, one evaluation without duplicates; no segment is left behind."""
-    common = ["deepspeed", "--num_accelerators", "2"]
-    small = [f"data.root={world}", "train.steps=3", "train.global_batch=8", "train.micro_batch=2"]
-    done = run([*common, str(ROOT / "launch" / "train.py"), "--tasks", "vqa,nlvr2", "--run", "run", *small], tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads((tmp_path / "run" / "DONE").read_text())["step"] == 3
-    both = run([*common, str(ROOT / "launch" / "evaluate.py"), "--checkpoint", "run", "--out", "two.json"], tmp_path)
-    assert both.returncode == 0, both.stdout + both.stderr
-    one = run(
-        [sys.executable, str(ROOT / "launch" / "evaluate.py"), "--checkpoint", "run", "--out", "one.json"], tmp_path
-    )
-    assert one.returncode == 0, one.stdout + one.stderr
-    assert json.loads((tmp_path / "one.json").read_text()) == json.loads((tmp_path / "two.json").read_text())
-
-
-@pytest.mark.multiproc
 def test_sigterm_to_one_rank_saves_on_all(world: Path, tmp_path: Path) -> None:
     """One of two ranks is signalled; both stop at the same step with a whole checkpoint, which the same run resumes."""
     script, folder = str(ROOT / "launch" / "train.py"), tmp_path / "run"
     command = ["deepspeed", "--num_accelerators", "2", script, "--tasks", "vqa", "--run", str(folder), f"data.root={world}",
                "train.steps=100000", "train.global_batch=4", "train.micro_batch=2"]  # fmt: skip
-    with (tmp_path / "log").open("w") as log:
+    with (tmp_path / "log").open("w") as log, launchers_port():
         process = subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path), stdout=log, stderr=log)
         try:
             deadline = time.monotonic() + 240

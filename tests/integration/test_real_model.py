@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 from distributed import launch_ok
 
-from mtvl.data.miniworld.write import ensure_miniworld
-
 SCRIPT = Path(__file__).with_name("model_cells.py")
 STAGES = ("zero0", "zero1", "zero2", "zero3")
 STEPS, HALF = 4, 2
@@ -21,10 +19,9 @@ pytestmark = pytest.mark.multiproc
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def results(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Measurements of every stage, and of recompute."""
     folder = tmp_path_factory.mktemp("cells")
-    world = ensure_miniworld(folder / "world", size="tiny", progress=lambda _: None)
     launch_ok(SCRIPT, 2, [str(folder), str(world)], timeout_seconds=600)
     return json.loads((folder / "results.json").read_text())
 

@@ -10,7 +10,6 @@ import pytest
 from distributed import launch_ok
 from scale_cells import STEPS, config, train_until
 
-from mtvl.data.miniworld.write import ensure_miniworld
 from mtvl.train import STOPPED_BY_SIGNAL, train
 
 SCRIPT = Path(__file__).with_name("scale_cells.py")
@@ -20,10 +19,9 @@ pytestmark = [pytest.mark.multiproc, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two ranks, then this process alone, then two ranks again; and a run that stays here."""
     folder = tmp_path_factory.mktemp("scale")
-    world = ensure_miniworld(folder / "world", size="tiny", progress=lambda _: None)
     launch_ok(SCRIPT, 2, [str(world), str(folder), "first"], timeout_seconds=300)
     code = train_until(3, config(world, folder, "zero3"), folder / "moving")
     assert code == STOPPED_BY_SIGNAL

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from mtvl.checkpoint import find_resumable
 from mtvl.cli import DEFAULT_RECIPE
-from mtvl.config import RunConfig, load_run_config
+from mtvl.config import RunConfig
 from mtvl.engine import Engine, state
 from mtvl.errors import CheckpointError, ConfigError, DataError, EngineError
 from mtvl.evaluate import evaluate, format_results
@@ -34,25 +34,18 @@ TASKS = ["vqa", "gqa", "nlvr2", "coco"]
 Recipe = Callable[..., RunConfig]
 
 
-@pytest.fixture(scope="session")
-def recipe(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+@pytest.fixture(scope="module")
+def recipe(small_recipe: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    # A cache of its own, which a test makes read-only.
     cache = tmp_path_factory.mktemp("cache")
-
-    def make(*overrides: str, tasks: list[str] = TASKS) -> RunConfig:
-        small = [
-            f"data.root={world}", f"data.cache={cache}", "train.steps=12", "train.global_batch=8", "train.micro_batch=4",
-            "checkpoint.every_steps=100", "evaluate.captions_tokenizer=python", "backbone.dropout=0.1",
-        ]  # fmt: skip
-        return load_run_config(DEFAULT_RECIPE, tasks, [*small, *overrides])
-
-    return make
+    return small_recipe(DEFAULT_RECIPE, TASKS, f"data.cache={cache}", "train.steps=12", "backbone.dropout=0.1")
 
 
 def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines() if "loss" in line]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def straight(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 12 steps without a break."""
     run = tmp_path_factory.mktemp("runs") / "straight"

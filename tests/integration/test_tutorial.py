@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from distributed import launchers_port
 
 from mtvl.tasks import load_task
 
@@ -33,10 +35,11 @@ def type_in(text: str, project: Path) -> str:
         "PATH": f"{Path(sys.prefix) / 'bin'}:/usr/bin:/bin", "HOME": str(project), "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
     }  # fmt: skip
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", text], cwd=project, env=environment, capture_output=True, text=True,
-        timeout=300, check=False,
-    )  # fmt: skip
+    with launchers_port() if "deepspeed" in text else contextlib.nullcontext():
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", text], cwd=project, env=environment, capture_output=True, text=True,
+            timeout=300, check=False,
+        )  # fmt: skip
     assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
     assert "Traceback" not in done.stdout + done.stderr
     return done.stdout

@@ -17,7 +17,6 @@ from two_machines import INTERFACE, OTHER, Machines, reason_to_skip, two_machine
 
 from mtvl.cli import DEFAULT_RECIPE
 from mtvl.config import load_run_config
-from mtvl.data.miniworld.write import ensure_miniworld
 from mtvl.train import train
 
 TASKS = ["vqa", "nlvr2"]
@@ -40,10 +39,8 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder = tmp_path_factory.mktemp("data")
-    world = ensure_miniworld(folder / "world", size="tiny", progress=lambda _: None)
-    return [f"data.root={world}", f"data.cache={folder / 'cache'}"]
+def data(world: Path, shared_folder: Path) -> list[str]:
+    return [f"data.root={world}", f"data.cache={shared_folder / 'cache'}"]
 
 
 def losses(run: Path) -> list[float]:

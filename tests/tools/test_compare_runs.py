@@ -7,9 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mtvl.config import RunConfig, to_plain
+import pytest
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "compare_runs.py"
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+
+import compare_runs  # noqa: E402
+
+from mtvl.config import RunConfig, to_plain  # noqa: E402
 
 
 def make_run(folder: Path, score: float, seed: int = 0) -> Path:
@@ -22,24 +26,23 @@ def make_run(folder: Path, score: float, seed: int = 0) -> Path:
     return folder
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(TOOL), *map(str, arguments)], capture_output=True, text=True, check=False
-    )
-
-
-def test_differences_and_limit(tmp_path: Path) -> None:
-    a, b = make_run(tmp_path / "a", 60.0), make_run(tmp_path / "b", 52.0, seed=1)
-    rows = json.loads(run(a, b, "--json").stdout)
+def test_differences_and_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = (str(make_run(tmp_path / n, s, i)) for i, (n, s) in enumerate((("a", 60.0), ("b", 52.0))))
+    assert compare_runs.main([a, b, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
     assert [r["average"] for r in rows] == [80.0, 76.0] and rows[1]["difference"] == -4.0
     assert rows[0]["trained_percent"] == 5.0 and rows[1]["seed"] == 1
-    assert run(a, b, "--within", 3).returncode == 1
-    assert run(a, b, "--within", 5).returncode == 0
+    assert compare_runs.main([a, b, "--within", "3"]) == 1
+    assert compare_runs.main([a, b, "--within", "5"]) == 0
 
 
-def test_run_without_evaluation_is_named(tmp_path: Path) -> None:
+def test_run_without_evaluation_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a = make_run(tmp_path / "a", 60.0)
     (a / "eval.json").unlink()
-    done = run(a)
-    assert done.returncode == 2 and "evaluate.py" in done.stderr
-    assert run(tmp_path / "missing").returncode == 2
+    assert compare_runs.main([str(a)]) == 2 and "evaluate.py" in capsys.readouterr().err
+
+
+def test_the_command_ends_with_its_code(tmp_path: Path) -> None:
+    command = [sys.executable, compare_runs.__file__, str(tmp_path / "missing")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and str(tmp_path / "missing") in done.stderr and "Traceback" not in done.stderr

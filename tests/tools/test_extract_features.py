@@ -15,18 +15,10 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import extract_features  # noqa: E402
 
 from mtvl.config import load_run_config  # noqa: E402
-from mtvl.data.miniworld.write import ensure_miniworld  # noqa: E402
 from mtvl.model import make_backbone  # noqa: E402
 from mtvl.workspace import Workspace  # noqa: E402
 
 ROWS = "data.max_examples=12"
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("world")
-    ensure_miniworld(root, size="tiny")
-    return root
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

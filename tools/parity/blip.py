@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -32,24 +32,18 @@ from parity.blip_parts import (
     outputs_of,
     retrieval_options,
 )
-from parity.report import EXACT, Case, Report, Tolerance
+from parity.report import EXACT, Case, Report, Tolerance, check_kind
 
 PERCENT = Tolerance(atol=1e-10)
 
 
 def check(case: Case, report: Report) -> None:
     """Compare every quantity that the case records."""
-    kinds: dict[str, Callable[[Case, Report], None]] = {
+    check_kind(case, report, {
         "retrieval": check_retrieval, "retrieval_two_ranks": check_two_ranks, "pretrain": check_retrieval,
         "caption": check_caption, "vqa": check_vqa, "nlvr2": check_nlvr2, "pos_embed": check_positions,
         "retrieval_metrics": check_metrics,
-    }  # fmt: skip
-    kind = case.facts["kind"]
-    if kind not in kinds:
-        raise ValueError(f"unknown kind {kind!r}; known: {', '.join(kinds)}")
-    kinds[kind](case, report)
-    if case.file.with_suffix(".safetensors").is_file():
-        report.equal("records left uncompared", case.unused(), [])
+    })  # fmt: skip
 
 
 # ---- kinds -------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -158,3 +158,13 @@ class Report:
 
 def _shorten(text: str, most: int = 300) -> str:
     return text if len(text) <= most else text[:most] + " ..."
+
+
+def check_kind(case: Case, report: Report, kinds: Mapping[str, Callable[[Case, Report], None]]) -> None:
+    """Compare a case by the function of its kind; a recorded tensor that it did not look at is a difference."""
+    kind = case.facts["kind"]
+    if kind not in kinds:
+        raise ValueError(f"unknown kind {kind!r}; known: {', '.join(kinds)}")
+    kinds[kind](case, report)
+    if case.file.with_suffix(".safetensors").is_file():
+        report.equal("records left uncompared", case.unused(), [])

@@ -20,7 +20,7 @@ from mtvl.petl.share import TaskBank
 from mtvl.steps.retrieval import RetrievalOptions, RetrievalStep
 from parity.blip import check_answers
 from parity.blip_parts import compare, compare_layers, compare_named, compare_step, fill_queue, outputs_of
-from parity.report import Case, Report
+from parity.report import Case, Report, check_kind
 from parity.uniadapter_paper import check_cross_modal, check_pfa, check_unimodal, hooks, make_banks
 
 PARTS = {
@@ -32,15 +32,10 @@ OURS = {ours: theirs for theirs, ours in PARTS.items()}
 
 def check(case: Case, report: Report) -> None:
     """Compare every quantity that the case records."""
-    kinds: dict[str, Callable[[Case, Report], None]] = {
+    check_kind(case, report, {
         "blocks": check_blocks, "retrieval": check_retrieval, "vqa": check_vqa, "paper_unimodal": check_unimodal,
         "paper_cross_modal": check_cross_modal, "paper_pfa": check_pfa,
-    }  # fmt: skip
-    kind = case.facts["kind"]
-    if kind not in kinds:
-        raise ValueError(f"unknown kind {kind!r}; known: {', '.join(kinds)}")
-    kinds[kind](case, report)
-    report.equal("records left uncompared", case.unused(), [])
+    })  # fmt: skip
 
 
 # ---- building ----------------------------------------------------------------------------------------------------

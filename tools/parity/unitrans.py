@@ -15,7 +15,7 @@ from mtvl.petl.plan import Part
 from mtvl.petl.share import ActiveTask, TaskBank
 from mtvl.petl.vcra import Matrix, QuerySide, SharedChange, SideVectors, UniTransConfig, Vectors
 from mtvl.sites import BlockStates
-from parity.report import Case, Report, Tolerance
+from parity.report import Case, Report, Tolerance, check_kind
 
 EQUATION = Tolerance(atol=1e-6)
 SUMS = Tolerance(atol=1e-6, rtol=1e-6)
@@ -25,14 +25,9 @@ SETS = {"V": "visual", "T": "text", "C": "fusion"}
 
 def check(case: Case, report: Report) -> None:
     """Compare every quantity that the case records."""
-    kinds: dict[str, Callable[[Case, Report], None]] = {
+    check_kind(case, report, {
         "paper_vcra": check_vcra, "paper_qasn": check_qasn, "paper_mcam": check_mcam,
-    }  # fmt: skip
-    kind = case.facts["kind"]
-    if kind not in kinds:
-        raise ValueError(f"unknown kind {kind!r}; known: {', '.join(kinds)}")
-    kinds[kind](case, report)
-    report.equal("records left uncompared", case.unused(), [])
+    })  # fmt: skip
 
 
 def bank(make: Callable[[Part], torch.nn.Module]) -> TaskBank:
