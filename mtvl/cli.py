@@ -265,7 +265,7 @@ def run_frames(arguments: Sequence[str]) -> int:
         overrides=args.overrides,
     )  # fmt: skip
     for weighted in found:
-        print(f"{weighted.text!r}: {' '.join(f'{weight:.3f}' for weight in weighted.weights)}")
+        print(f"{weighted.text!r}: {' '.join(f'{weight:.4f}' for weight in weighted.weights)}")
     print("written: " + ", ".join(map(str, files)))
     return 0
 

@@ -148,6 +148,9 @@ class Task(Protocol):
     def listed_answers(self) -> tuple[str, ...]:
         """The list that `decoding.mode` rank_list ranks, each text once."""
 
+    def check_list(self) -> None:
+        """DataError for a list that is named and cannot be read: found before training, not after."""
+
 
 @dataclass
 class Batch:

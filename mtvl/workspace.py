@@ -105,8 +105,6 @@ class Workspace:
             for name in config.tasks
         }
         self.tasks: dict[str, Task] = dict(tasks)
-        for task in tasks.values():
-            task.check_list()
         self._bad_input = {name: task.config.bad_input for name, task in tasks.items()}
         self._usable = {name: task.usable_examples for name, task in tasks.items()}
         self._sieves: dict[tuple[str, str], Sieve] = {}
@@ -198,6 +196,8 @@ class Workspace:
 
     def prepare(self, wanted: Sequence[tuple[str, str]]) -> None:
         """Read the (task, split) pairs and compute the features of their pictures that are not stored yet."""
+        for name in {task for task, _ in wanted}:
+            self.tasks[name].check_list()
         for task, split in wanted:
             count = len(self.examples(task, split))
             if dist.is_main():

@@ -194,7 +194,7 @@ def example_settings(config: Any) -> dict[str, Any]:
     if fields.get("masking", "") is None:  # shards from before there was such a section stay what they are
         del fields["masking"]
     fields = {k: v for k, v in fields.items() if k not in _BEFORE or _BEFORE[k] != v}  # nor were these
-    if config.also:
+    if fields.get("also"):
         fields["additions"] = {k: dataclasses.asdict(v) for k, v in config.additions.items() if k in config.also}
     if config.decoding.choices:  # their names, and whether the answers are learned by name or by their words
         fields |= {"decoding.choices": config.decoding.choices, "ranked": config.decoding.mode == "rank"}

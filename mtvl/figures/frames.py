@@ -20,8 +20,6 @@ from mtvl.steps.retrieval import check_frame_rule, weights_of_frames
 from mtvl.types import Example, Segment
 from mtvl.workspace import Workspace
 
-MOST_TEXT = 70  # characters of a line of a title
-
 
 @dataclass(frozen=True)
 class Weighted:
@@ -109,7 +107,8 @@ def _plain(uid: str) -> str:
 
 
 def _draw(figure: Any, title: str, shown: Sequence[Image.Image], found: Sequence[Weighted]) -> None:
-    """A row of frames, and below it a row of bars for each text; the line is where all frames weigh alike."""
+    """A row of frames, and below it a row of bars for each text: by how much a frame weighs more, or less, than its equal
+    share, since a softmax of cosines differs from it by little. The frame that weighs most stands out."""
     count = len(shown)
     grid = figure.add_gridspec(1 + len(found), count, height_ratios=[1.2, *[1.0] * len(found)])
     for place, picture in enumerate(shown):
@@ -118,14 +117,21 @@ def _draw(figure: Any, title: str, shown: Sequence[Image.Image], found: Sequence
         axes.set_axis_off()
     for row, weighted in enumerate(found, start=1):
         axes = figure.add_subplot(grid[row, :])
-        best = max(range(count), key=weighted.weights.__getitem__)
+        over = [100 * (count * weight - 1) for weight in weighted.weights]
+        best = max(range(count), key=over.__getitem__)
         colours = [COLOURS[1] if place == best else COLOURS[0] for place in range(count)]
-        bars = axes.bar(range(count), weighted.weights, color=colours, width=0.6)
-        axes.bar_label(bars, [f"{weight:.3f}" for weight in weighted.weights], fontsize=7, padding=1)
-        axes.axhline(1 / count, color="#5B5B5B", linewidth=0.8, linestyle=":")
+        bars = axes.bar(range(count), over, color=colours, width=0.6)
+        axes.bar_label(bars, [f"{weight:.4f}" for weight in weighted.weights], fontsize=7, padding=1)
+        axes.axhline(0, color="#5B5B5B", linewidth=0.8)
+        axes.margins(y=0.25)
         axes.set_xlim(-0.5, count - 0.5)
-        axes.set_ylim(0, max(weighted.weights) * 1.25)
         axes.set_xticks([])
-        axes.set_ylabel("weight")
-        axes.set_title(textwrap.shorten(weighted.text or "(no text)", 2 * MOST_TEXT, placeholder=" ..."), fontsize=9)
-    figure.suptitle(title, fontsize=10)
+        axes.set_ylabel("% over equal share", fontsize=8)
+        axes.set_title(_wrapped(weighted.text or "(no text)", count), fontsize=8)
+    figure.suptitle(_wrapped(title, count), fontsize=9)
+
+
+def _wrapped(text: str, count: int) -> str:
+    """At most two lines as wide as `count` frames."""
+    width = max(60, 18 * count)
+    return "\n".join(textwrap.wrap(text, width, max_lines=2, placeholder=" ..."))

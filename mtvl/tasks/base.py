@@ -146,10 +146,6 @@ def _check_kind(name: str, config: TaskConfig) -> None:
         raise ConfigError(f"'{name}.decoding.mode' rank needs examples with choices of their own: kind choice alone")
     if decoding.list_file and decoding.mode != "rank_list":
         raise ConfigError(f"'{name}.decoding.list_file' is ranked with mode rank_list, found mode {decoding.mode}")
-    if config.answer_weights != "accuracy" and config.kind != "vqa":
-        raise ConfigError(
-            f"'{name}.answer_weights' is for the kind vqa, whose answers have weights; the kind is {config.kind}"
-        )
     is_retrieval = {config.kind == "retrieval", config.loss == "pairs", decoding.mode == "retrieve"}
     if len(is_retrieval) > 1:
         raise ConfigError(
@@ -178,8 +174,13 @@ class BaseTask(ABC):
     """A Task over the files of one chosen source. Subclasses turn rows into examples and predictions into scores."""
 
     has_constant = True  # one answer for everything can be scored beside a model
+    has_annotators = False  # several people answered, and `answer_weights` says what that makes of an answer
 
     def __init__(self, name: str, config: TaskConfig, root: Path, evaluate: EvaluateConfig) -> None:
+        if config.answer_weights != ANSWER_WEIGHTS[0] and not self.has_annotators:
+            raise ConfigError(
+                f"'{name}.answer_weights' is for kinds whose questions many people answered; the kind is {config.kind}"
+            )
         self.name = name
         self.config = config
         self.root = root
@@ -254,7 +255,7 @@ class BaseTask(ABC):
         return listed_answers(self, self.root)
 
     def check_list(self) -> None:
-        """DataError for a list of answers that is named and cannot be read: found before training, not after."""
+        """As `Task`."""
         if self.decoding.list_file:
             self.listed_answers()
 

@@ -20,6 +20,8 @@ class VQA(BaseTask):
     With `answer_weights: share` an answer weighs as much as the share of annotators who gave it.
     """
 
+    has_annotators = True
+
     def _from_row(self, row: QuestionRow, visual: Visual, split: str) -> Iterable[Example]:
         references: dict[str, Any] = {"answers": row.answers, **row.details} if row.answers else {}
         yield Example(

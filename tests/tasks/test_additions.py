@@ -65,6 +65,7 @@ def test_rows_are_added_with_their_weight(root: Path, how: str) -> None:
         ({"additions": {"val": {"format": "blip_vqa", "files": {}, "pictures": ["x"]}}}, "no split of the task"),
         ({"answer_weights": "shares"}, "did you mean 'share'"),
         ({"decoding": {"list_file": "x.json"}}, "mode rank_list"),
+        ({"kind": "answer", "answer_weights": "share", "primary": "accuracy"}, "many people answered"),
         ({"decoding": {"smoothing": 1.0}}, "'vqa.decoding.smoothing'"),
     ],
 )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mtvl.backbones.blip import Blip, BlipConfig
+from mtvl.backbones.blip import Blip, BlipBackbone, BlipConfig
 from mtvl.backbones.blip.config import TextShape, VisionShape
 from mtvl.backbones.blip.keys import original_name, to_original
 from mtvl.backbones.blip.loading import load_original
@@ -86,7 +86,7 @@ def build(case: Case, report: Report, kind: str) -> tuple[Model, dict[str, str]]
               "ffn": dims["text_intermediate"], "vocab": dims["vocab"], "positions": dims["max_positions"],
               "norm_eps": dims["text_ln_eps"], "dropout": 0.0, "eos_id": ids["sep"]},
     )  # fmt: skip
-    backbone, state = Blip.build(config), case.under("state/")
+    backbone, state = BlipBackbone.build(config), case.under("state/")
     loaded = load_original(backbone, {n: t for n, t in state.items() if not is_adapter(n)}, str(case.file))
     report.equal("tensors that start at random", sorted(loaded.fresh), [])
     keys = facts["config"]["video_key_adapter"]
