@@ -136,11 +136,13 @@ def launch(
     *,
     timeout_seconds: float = 120.0,
     port: int | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> list[Finished]:
     """Run `script` on `world_size` gloo ranks and return their ends in rank order.
 
     Exit codes are for the caller to judge. Ranks that outlive the limit are killed and AssertionError shows what all
-    of them printed. AssertionError too when the run left segments under /dev/shm; they are removed.
+    of them printed. AssertionError too when the run left segments under /dev/shm; they are removed. `environment` is
+    added to that of each rank, too late for what a library reads when it is imported.
     """
     port = port or free_port()
     while len(_RANKS) < world_size:
@@ -150,7 +152,8 @@ def launch(
         outputs = [Path(folder) / f"{number}.txt" for number in range(world_size)]
         try:
             for number, (rank, output) in enumerate(zip(ranks, outputs, strict=True)):
-                rank.start(script, arguments, rank_environment(number, world_size, port), output)
+                own = {**rank_environment(number, world_size, port), **(environment or {})}
+                rank.start(script, arguments, own, output)
             deadline = time.monotonic() + timeout_seconds
             for rank in ranks:
                 rank.wait(deadline - time.monotonic())

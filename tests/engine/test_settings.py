@@ -189,13 +189,13 @@ def test_launcher_variables_win_and_nothing_is_left_after_a_kill(tmp_path: Path)
 def test_ranks_that_outlive_their_time_are_ended_and_shown(tmp_path: Path) -> None:
     """And the next launch starts from nothing: another process, its own arguments, its own folder to import from."""
     script = tmp_path / "rank.py"
-    script.write_text("import os, sys, time\nprint('rank', os.environ['RANK'], os.getpid(), sys.argv[1:], sys.path[0], flush=True)\n"
+    script.write_text("import os, sys, time\nprint('rank', os.environ['RANK'], os.getpid(), sys.argv[1:], sys.path[0], os.environ.get('MORE'), flush=True)\n"
                       "time.sleep(100 * int(os.environ['RANK']))\nsys.exit(3)\n")  # fmt: skip
     with pytest.raises(AssertionError, match=r"(?s)no end within 4 s.*rank 1: exit code -9\nrank 1"):
         launch(script, 2, ["first"], timeout_seconds=4)
-    (one,) = launch(script, 1, ["second"])
+    (one,) = launch(script, 1, ["second"], environment={"MORE": "one"})
     words = one.output.split()
-    assert (one.code, words[3:]) == (3, ["['second']", str(tmp_path)]) and int(words[2]) != os.getpid()
+    assert (one.code, words[3:]) == (3, ["['second']", str(tmp_path), "one"]) and int(words[2]) != os.getpid()
 
 
 def test_leftovers_would_be_noticed(tmp_path: Path) -> None:
