@@ -49,6 +49,8 @@ def test_flags_do_not_grow() -> None:
         "nodes",
         "compare",
         "gallery",
+        "frames",
+        "modalities",
     }
 
 

@@ -18,7 +18,10 @@ class Quick:
         self.name = next(word.partition("=")[2] for word in reversed(command) if word.startswith("petl.name="))
         self.note, self.mebibytes = f"trains {self.name}", list[float]()
 
-    def seconds(self) -> float:
+    def wait_until_prepared(self) -> None:
+        pass
+
+    def step(self) -> float:
         self.mebibytes.append({"full": 400.0, "uniadapter": 200.0, "unitrans": 220.0}[self.name])
         return {"full": 4.0, "uniadapter": 2.0, "unitrans": 2.2}[self.name]
 
@@ -44,7 +47,8 @@ def test_a_step_is_measured_in_a_process() -> None:
     command = [sys.executable, str(step.WORKERS / "blip_step.py"), "backbone.preset=tiny", "backbone.image_size=32"]
     worker = step.Worker([*command, *blip.SIDES[blip.UNITRANS]])
     try:
-        assert worker.seconds() > 0 and worker.mebibytes[0] > 0
+        worker.wait_until_prepared()
+        assert worker.step() > 0 and worker.mebibytes[0] > 0
     finally:
         worker.close()
     assert worker.note.endswith("trained") and worker.operations > 0

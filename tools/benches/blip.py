@@ -28,7 +28,8 @@ def measure_with(changes: Sequence[str], rounds: int) -> list[Result]:
     try:
         for side, own in SIDES.items():
             workers[side] = Worker([sys.executable, str(WORKERS / "blip_step.py"), *changes, *own])
-        seconds = interleaved("blip", {side: worker.seconds for side, worker in workers.items()}, rounds)
+            workers[side].wait_until_prepared()
+        seconds = interleaved("blip", {side: worker.step for side, worker in workers.items()}, rounds)
     finally:
         for worker in workers.values():
             worker.close()

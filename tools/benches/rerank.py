@@ -25,8 +25,9 @@ def measure_pictures(counts: Sequence[int], rounds: int) -> list[Result]:
     workers: dict[str, Worker] = {}
     try:
         for count in counts:
-            workers[f"{count:,} pictures"] = Worker([sys.executable, str(WORKERS / "rerank.py"), str(count)])
-        seconds = interleaved("rerank", {side: worker.seconds for side, worker in workers.items()}, rounds)
+            worker = workers[f"{count:,} pictures"] = Worker([sys.executable, str(WORKERS / "rerank.py"), str(count)])
+            worker.wait_until_prepared()
+        seconds = interleaved("rerank", {side: worker.step for side, worker in workers.items()}, rounds)
     finally:
         for worker in workers.values():
             worker.close()
