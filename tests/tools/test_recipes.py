@@ -6,9 +6,11 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
@@ -16,7 +18,7 @@ import recipes_table  # noqa: E402
 import smoke_recipes  # noqa: E402
 from recipe_checks import smoke as checks  # noqa: E402
 from recipe_checks.header import RECIPES, Header, chosen, full_size_recipes, read_header  # noqa: E402
-from recipe_checks.smoke import Outcome, loss_faults, offline, smoke  # noqa: E402
+from recipe_checks.smoke import Outcome, loss_faults, movement_faults, offline, smoke  # noqa: E402
 from recipe_checks.world import make_stored_world  # noqa: E402
 
 from mtvl.config import RunConfig, load_run_config, parse_section, read_yaml  # noqa: E402
@@ -146,6 +148,7 @@ HEADER = (
         ("# Hardware: any\nseed: 1\n", "seed: 1\n# Hardware: any\n", "expected a comment '# Hardware"),
         ("6,081,600 of", "six of", "'# Trained:' expects the form"),
         (" (4.18 %)", "", "'# Trained:' expects the form"),
+        ("# Hardware", "# Still: some\n# Hardware", "'# Still:' expects the form '19,968; why', found 'some'"),
     ],
 )
 def test_malformed_headers_are_named(old: str, new: str, message: str, tmp_path: Path) -> None:
@@ -251,6 +254,21 @@ def test_wrong_counts_and_still_tensors_are_seen(root: Path, multiple: Header, t
     counted = [f for f in faults if f.startswith(f"the header says {wrong.trained:,d} of")]
     assert [f.split(", ")[1].split(" counts")[0] for f in counted] == ["the plan", "the model", "the engine"]
     assert any("trained tensors stood still" in f for f in faults)
+
+
+def test_tensors_without_a_part_are_as_many_as_the_header_says(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(HEADER.replace("# Hardware", "# Still: 1,234; no words\n# Hardware"))
+    assert read_header(file).still == 1234
+    model = torch.nn.ModuleDict({"used": torch.nn.Linear(2, 3), "unused": torch.nn.Linear(4, 5)})
+    run: Any = SimpleNamespace(model=SimpleNamespace(trainable=lambda: dict(model.named_parameters())))
+    fate = {"active": set(dict(model.named_parameters())), "idle": set[str](), "frozen": set[str]()}
+    used, every = {"used.weight", "used.bias"}, fate["active"]
+    assert movement_faults(used, fate, run, 25) == [] == movement_faults(every, fate, run, 0)
+    assert (
+        "2 trained tensors stood still, 25 parameters where the header says 0" in movement_faults(used, fate, run, 0)[0]
+    )
+    assert movement_faults(every, fate, run, 25) == ["the header says that 25 parameters stand still, all moved"]
 
 
 def test_losses_are_judged() -> None:

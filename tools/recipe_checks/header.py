@@ -4,6 +4,7 @@
 # Row: which row of which table it is
 # Published: the paper's scores
 # Trained: 6,081,600 of 145,606,464 (4.18 %); a remark
+# Still: 19,968; why as many trained parameters have no part in this task (left out where all have one)
 # Hardware: what it wants, and how long it takes
 """
 
@@ -19,7 +20,7 @@ from mtvl.errors import ConfigError, near_names
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "launch" / "recipes"
-_LABEL = re.compile(r"# (Row|Published|Trained|Hardware): (.+)")
+_LABEL = re.compile(r"# (Row|Published|Trained|Still|Hardware): (.+)")
 _TRAINED = re.compile(r"([\d,]+) of ([\d,]+) \((\d+\.\d\d) %\)(?:; (.+))?")
 
 
@@ -35,6 +36,7 @@ class Header:
     percent: str
     remark: str
     hardware: str
+    still: int = 0  # trained parameters that no step of its tasks moves
 
     @property
     def name(self) -> str:
@@ -69,9 +71,13 @@ def read_header(recipe: Path) -> Header:
             f"{recipe}: '# Trained:' expects the form '6,081,600 of 145,606,464 (4.18 %)', found {labels['Trained']!r}"
         )
     trained, total = (int(match[i].replace(",", "")) for i in (1, 2))
+    still = re.match(r"([\d,]+); .", labels.get("Still", "0; all move"))
+    if still is None:
+        raise ConfigError(f"{recipe}: '# Still:' expects the form '19,968; why', found {labels['Still']!r}")
     return Header(
-        recipe, labels["Row"], labels["Published"], trained, total, match[3], match[4] or "", labels["Hardware"]
-    )
+        recipe, labels["Row"], labels["Published"], trained, total, match[3], match[4] or "", labels["Hardware"],
+        int(still[1].replace(",", "")),
+    )  # fmt: skip
 
 
 def full_size_recipes() -> list[Header]:

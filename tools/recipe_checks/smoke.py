@@ -105,7 +105,7 @@ def smoke(header: Header, root: Path, folder: Path, *, steps: int = 3, changes: 
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     expected = split_by_fate(run, records)
     faults = [
-        *count_faults(header, run), *movement_faults(changed, expected), *loss_faults(records, steps),
+        *count_faults(header, run), *movement_faults(changed, expected, run, header.still), *loss_faults(records, steps),
         *([f"the run ended with code {result.code} at step {result.step}"] if (result.code, result.step) != (0, steps)
           else []),
     ]  # fmt: skip
@@ -155,14 +155,23 @@ def is_on_videos(run: Run, task: str) -> bool:
     return bool(run.workspace.examples(task, "train")[0].visual.video)
 
 
-def movement_faults(changed: set[str], expected: Mapping[str, set[str]]) -> list[str]:
-    """Tensors that moved and should not have, or the other way round."""
+def movement_faults(changed: set[str], expected: Mapping[str, set[str]], run: Run, still: int) -> list[str]:
+    """Tensors that moved and should not have, or the other way round; `still` parameters are said to have no part."""
+    silent = expected["active"] - changed
+    count = sum(parameter.numel() for name, parameter in run.model.trainable().items() if name in silent)
     wrong = {
         "frozen tensors moved": changed & expected["frozen"],
         "tensors of tasks that took no part moved": changed & expected["idle"],
-        "trained tensors stood still": expected["active"] - changed,
+        f"trained tensors stood still, {count:,} parameters where the header says {still:,}": silent
+        if count != still
+        else (),
     }
-    return [f"{len(names)} {what}: {', '.join(sorted(names)[:3])}" for what, names in wrong.items() if names]
+    faults = [f"{len(names)} {what}: {', '.join(sorted(names)[:3])}" for what, names in wrong.items() if names]
+    return (
+        faults
+        if silent or not still
+        else [*faults, f"the header says that {still:,} parameters stand still, all moved"]
+    )
 
 
 def count_faults(header: Header, run: Run) -> list[str]:
