@@ -150,8 +150,11 @@ def _loss(model: Model, batch: Batch) -> torch.Tensor:
         return model.pairs(backbone, batch)
     # Which positions are labels is a matter of values: all of them, as in the longest targets.
     known = {"has_words": batch.source_ids.shape[1] > SPECIAL_TOKENS} if backbone.looks_for_words else {}
-    logits = backbone.decode(backbone.encode(batch, **known), batch.target_ids).flatten(0, 1)
-    return nn.functional.cross_entropy(logits.float(), batch.target_ids.flatten(), reduction="none").sum()
+    memory, labels = backbone.encode(batch, **known), batch.target_ids
+    if batch.loss == "answers":
+        memory, labels = memory.repeat(batch.choice_ids.shape[1]), batch.choice_ids.flatten(0, 1)
+    logits = backbone.decode(memory, labels).flatten(0, 1)
+    return nn.functional.cross_entropy(logits.float(), labels.flatten(), reduction="none").sum()
 
 
 def _tensors(batch: Batch) -> list[torch.Tensor]:

@@ -204,6 +204,27 @@ def test_a_folder_of_that_name_is_read(tmp_path: Path, monkeypatch: pytest.Monke
     assert by_preset(ClipT5Config(weights="someone/else")).weights == "someone/else"
 
 
+def test_all_answers_of_a_row_are_counted() -> None:
+    """Three a row, each with its own states of the decoder, as a real pass on such a batch holds them."""
+    blip = ("backbone.name=blip", "backbone.kind=vqa", "backbone.preset=tiny", "backbone.tokenizer=tiny_blip")
+    sizes = ("petl.name=full", "train.global_batch=8", "train.micro_batch=8", "task.vqa.limits.target_tokens=12")
+    drawn = load_run_config(DEFAULT_RECIPE, ["vqa"], [*blip, *sizes])
+    all_at_once = load_run_config(DEFAULT_RECIPE, ["vqa"], [*blip, *sizes, "task.vqa.loss=answers"])
+    model = build_model(all_at_once)
+    batch = largest_batch(all_at_once, "vqa", model.backbone, 8)
+    assert batch.choice_ids.shape == (8, 3, 12)
+    model.set_task("vqa")
+    live = _Live()
+    for value in [*model.parameters(), *model.buffers(), *(v for v in vars(batch).values() if torch.is_tensor(v))]:
+        live.ignore(value)
+    with live:
+        model(batch).backward()
+    own = sum(p.grad.numel() * 4 for p in model.parameters() if p.grad is not None)
+    found = trace_work(all_at_once, 1).passes["vqa"]
+    assert found.activation_bytes == pytest.approx(live.peak - own, rel=0.05)
+    assert found.flops > trace_work(drawn, 1).passes["vqa"].flops
+
+
 # ----------------------------------------------------------------------------------------------------------- pairs
 
 

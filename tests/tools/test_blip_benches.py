@@ -14,9 +14,13 @@ from benches import blip, rerank, step  # noqa: E402
 class Quick:
     """A worker whose seconds and memory follow from the method that it was asked for."""
 
+    alive = most = 0
+
     def __init__(self, command: list[str]) -> None:
+        Quick.alive += 1
+        Quick.most = max(Quick.most, Quick.alive)
         self.name = next(word.partition("=")[2] for word in reversed(command) if word.startswith("petl.name="))
-        self.note, self.mebibytes = f"trains {self.name}", list[float]()
+        self.note, self.mebibytes, self.operations = f"trains {self.name}", list[float](), 0.0
 
     def wait_until_prepared(self) -> None:
         pass
@@ -26,20 +30,21 @@ class Quick:
         return {"full": 4.0, "uniadapter": 2.0, "unitrans": 2.2}[self.name]
 
     def close(self) -> None:
-        pass
+        Quick.alive -= 1
 
 
 def test_sides_of_a_step_and_their_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blip, "Worker", Quick)
+    monkeypatch.setattr(step, "Worker", Quick)
     results = blip.measure(2)
-    found = [(r.name, r.baseline, r.rounds, round(r.ratio, 3)) for r in results]
-    sides = [(blip.FULL, blip.FULL, 1.0), (blip.UNIADAPTER, blip.FULL, 0.5), (blip.UNITRANS, blip.FULL, 0.55),
-             (blip.UNITRANS, blip.UNIADAPTER, 1.1)]  # fmt: skip
     memory = ": peak memory"
-    assert found == [(side, baseline, 2, ratio) for side, baseline, ratio in sides] + [
-        (side + memory, baseline + memory, 2, ratio) for side, baseline, ratio in sides
+    assert [(r.name, r.baseline, r.rounds, round(r.ratio, 3)) for r in results] == [
+        (first_or_second + what, first + what, 2, ratio)
+        for first, second, found in ((blip.FULL, blip.UNIADAPTER, 0.5), (blip.UNIADAPTER, blip.UNITRANS, 1.1))
+        for what in ("", memory)
+        for first_or_second, ratio in ((first, 1.0), (second, found))
     ]
     assert results[1].note == "trains uniadapter"
+    assert Quick.most == 2, "two processes at a time"
 
 
 def test_a_step_is_measured_in_a_process() -> None:

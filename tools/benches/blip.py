@@ -1,13 +1,14 @@
 """A training step of BLIP on questions at ViT-B size, 224 pixels, batch 8, two threads, float32: UniAdapter (r=128) against
-full fine-tuning, and UniTrans (r=64) against UniAdapter. Every side lives in a process of its own and they take turns."""
+full fine-tuning, then UniTrans (r=64) against UniAdapter. Two processes take turns at a time: three of them together fill
+24 GiB, and a machine that swaps or drops its file cache measures that."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from benches.result import Result, compare, interleaved
-from benches.step import WORKERS, Worker
+from benches.result import Result
+from benches.step import WORKERS, measure_sides
 
 FULL, UNIADAPTER, UNITRANS = "full", "UniAdapter r=128", "UniTrans r=64"
 SIDES = {
@@ -15,6 +16,7 @@ SIDES = {
     UNIADAPTER: ("petl.name=uniadapter", "petl.bottleneck=128"),
     UNITRANS: ("petl.name=unitrans", "petl.rank=64"),
 }
+PAIRS = ((FULL, UNIADAPTER), (UNIADAPTER, UNITRANS))
 
 
 def measure(rounds: int) -> list[Result]:
@@ -24,27 +26,7 @@ def measure(rounds: int) -> list[Result]:
 
 def measure_with(changes: Sequence[str], rounds: int) -> list[Result]:
     """The same with `changes` (key=value) of every side's recipe, for smaller models."""
-    workers: dict[str, Worker] = {}
-    try:
-        for side, own in SIDES.items():
-            workers[side] = Worker([sys.executable, str(WORKERS / "blip_step.py"), *changes, *own])
-            workers[side].wait_until_prepared()
-        seconds = interleaved("blip", {side: worker.step for side, worker in workers.items()}, rounds)
-    finally:
-        for worker in workers.values():
-            worker.close()
-    memory = {side: worker.mebibytes[1:] for side, worker in workers.items()}
-    notes = {side: worker.note for side, worker in workers.items()}
+    worker = [sys.executable, str(WORKERS / "blip_step.py"), *changes]
     return [
-        *compare(seconds, "s", baseline=FULL, notes=notes),
-        *_beside(seconds, "s", ""),
-        *compare({f"{s}: peak memory": m for s, m in memory.items()}, "MiB", baseline=f"{FULL}: peak memory"),
-        *_beside(memory, "MiB", ": peak memory"),
+        result for pair in PAIRS for result in measure_sides({side: [*worker, *SIDES[side]] for side in pair}, rounds)
     ]
-
-
-def _beside(values: dict[str, list[float]], unit: str, ending: str) -> list[Result]:
-    """UniTrans with its ratio to UniAdapter."""
-    names = {side: f"{side}{ending}" for side in (UNIADAPTER, UNITRANS)}
-    found = compare({name: values[side] for side, name in names.items()}, unit, baseline=names[UNIADAPTER])
-    return [result for result in found if result.name == names[UNITRANS]]
