@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from mtvl.compare.record import (
     identity_of,
     last_step,
     make_record,
+    read_mark,
     read_record,
     write_json,
 )
@@ -50,6 +51,23 @@ class Place:
     def __init__(self, out: Path) -> None:
         self.out, self.runs = out, out / "runs"
 
+    def check(self, *, writes: bool) -> None:
+        """ConfigError unless this is, or can become, a folder; with `writes` it is made, and tried."""
+        nearest = next(p for p in (self.out, *self.out.absolute().parents) if p.exists())
+        if not nearest.is_dir():
+            raise ConfigError(f"OUT {self.out}: expected a folder, but {nearest} is a file; give another OUT")
+        if not writes:
+            return
+        try:
+            self.runs.mkdir(parents=True, exist_ok=True)
+            for folder in (self.out, self.runs):
+                tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise ConfigError(
+                f"OUT {self.out}: expected a folder that records and runs can be written to, found: {error.strerror}; "
+                "give another OUT"
+            ) from None
+
     def record(self, name: str) -> Path:
         """File of a run's record."""
         return self.out / f"{name}.json"
@@ -75,7 +93,7 @@ class Place:
             return State(run, NEW, detail=failure)
         if not mark.is_file():
             return State(run, CHANGED, detail="its folder holds a training that 'mtvl compare' did not start")
-        if changed := differences(json.loads(mark.read_text(encoding="utf-8"))["identity"], identity):
+        if changed := differences(read_mark(mark)["identity"], identity):
             return State(run, CHANGED, detail="; ".join(changed))
         if is_done:
             return State(run, TRAINED, run.config.train.steps, detail=failure)
@@ -167,6 +185,7 @@ def compare(
     Raises ConfigError, before anything is run, for settings that cannot be run or that differ from those of a run in `out`.
     """
     place = Place(out)
+    place.check(writes=not dry_run)
     states = [place.examine(run) for run in comparison.runs(seeds, only)]
     others = _others(comparison, place, states)
     clock = Clock(comparison, [*states, *others])
@@ -223,7 +242,7 @@ def _run_one(comparison: Comparison, place: Place, state: State, reporter: Repor
     """Train and evaluate; the record goes into `state`. How it failed, or "" (also when it was stopped)."""
     run, folder, log = state.run, place.folder(state.run.name), place.log(state.run.name)
     mark, launcher, tasks = folder / MARK, comparison.config.launcher, run.config.tasks
-    commits = json.loads(mark.read_text(encoding="utf-8"))["commits"] if mark.is_file() else []
+    commits = read_mark(mark)["commits"] if mark.is_file() and state.kind != NEW else []
     facts = {"identity": identity_of(run.config), "commits": [*commits, commit_name(LAUNCH.parent)]}
     write_json(mark, facts)
     (folder / FAILED).unlink(missing_ok=True)
