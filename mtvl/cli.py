@@ -186,7 +186,7 @@ def run_compare(arguments: Sequence[str]) -> int:
     parser.add_argument("--recipe", type=Path, required=True, help="a list of methods, e.g. launch/recipes/table1.yaml")
     parser.add_argument("--seeds", type=_integers, default=[], help="default: those of the recipe")
     parser.add_argument("--only", type=_split, default=[], help="names of methods; default: all of the recipe")
-    parser.add_argument("--minutes", type=float, default=None, help="stop after so many, in an orderly way")
+    parser.add_argument("--minutes", type=_minutes, default=None, help="stop after so many, in an orderly way")
     parser.add_argument("--dry-run", action="store_true", help="list the runs, their state and the expected time")
     parser.add_argument(
         "words", nargs="*", metavar="OUT key=value",
@@ -209,6 +209,16 @@ def _integers(text: str) -> list[int]:
     if not all(part.isdigit() for part in _split(text)):
         raise argparse.ArgumentTypeError(f"expected numbers such as 0,1,2, found {text!r}")
     return [int(part) for part in _split(text)]
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = -1.0
+    if not minutes >= 0:
+        raise argparse.ArgumentTypeError(f"expected a number of minutes from 0, found {text!r}")
+    return minutes
 
 
 def run_methods(arguments: Sequence[str]) -> int:

@@ -185,11 +185,11 @@ def compare(
     Raises ConfigError, before anything is run, for settings that cannot be run or that differ from those of a run in `out`.
     """
     place = Place(out)
-    place.check(writes=not dry_run)
-    states = [place.examine(run) for run in comparison.runs(seeds, only)]
+    place.check(writes=False)
+    states = [_examined(comparison, place, run) for run in comparison.runs(seeds, only)]
     others = _others(comparison, place, states)
     clock = Clock(comparison, [*states, *others])
-    print(overview(states, clock), flush=True)
+    print(overview(comparison, states, clock), flush=True)
     if dry_run:
         return 0
     if changed := [s for s in states if s.kind == CHANGED]:
@@ -199,6 +199,7 @@ def compare(
             f"{len(changed)} runs in {out} were made with other settings:\n{listed}\ngive another OUT, or delete "
             f"{place.record(first)} and {place.folder(first)} (and so on) to have them run again"
         )
+    place.check(writes=True)
     with locked(place.runs) as lock, Stop(minutes).watching() as stop:
         failures, is_stopped = _run_all(comparison, place, states, others, clock, stop, lock)
     if any(s.kind == DONE for s in [*states, *others]):
@@ -280,14 +281,20 @@ def last_words(log: Path) -> str:
     return (errors or lines or ["(nothing was printed)"])[-1].removeprefix("mtvl: error: ")
 
 
-def overview(states: Sequence[State], clock: Clock) -> str:
+def _examined(comparison: Comparison, place: Place, run: Run) -> State:
+    with comparison.naming(run.line):  # task files are read here for the first time
+        return place.examine(run)
+
+
+def overview(comparison: Comparison, states: Sequence[State], clock: Clock) -> str:
     """What there is to do: each run with its trained share, state and expected time; ConfigError for a wrong method."""
     shares: dict[str, str] = {}
     rows = []
     for state in states:
         name = state.run.line.name
         if name not in shares:
-            plan = make_plan(state.run.config)
+            with comparison.naming(state.run.line):
+                plan = make_plan(state.run.config)
             shares[name] = f"{100 * plan.num_trainable / plan.num_total:.2f}"
         text = state.kind + (f", step {state.step} of {state.run.config.train.steps}" if state.kind == HALF else "")
         if state.detail:

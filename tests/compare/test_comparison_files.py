@@ -102,6 +102,7 @@ def test_a_wrong_setting_names_its_method(tmp_path: Path) -> None:
         (["compare", "--recipe", str(RECIPES / "table4.yaml"), "file"], "file is a file; give another OUT"),
         (["compare", "--recipe", str(RECIPES / "table1.yaml"), "out", "seed=1"], "given with --seeds"),
         (["compare", "--recipe", str(RECIPES / "table1.yaml"), "out", "--seeds", "one"], "numbers such as 0,1,2"),
+        (["compare", "--recipe", str(RECIPES / "table1.yaml"), "out", "--minutes", "-5"], "minutes from 0, found '-5'"),
         (["compare", "--recipe", str(RECIPES / "table1.yaml"), "out", "--only", "singel_adapter"], "'single_adapter'"),
         (["plan", "--recipe", str(RECIPES / "table1.yaml")], "mtvl compare --recipe"),
     ],
@@ -117,7 +118,39 @@ def test_mistakes_end_with_one_line(
     (tmp_path / "file").touch()
     assert main(arguments) == 2
     said = capsys.readouterr().err
-    assert expected in said and said.startswith("mtvl: error: ") and [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert expected in said and "Traceback" not in said and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            "petl.name: adapter",
+            "petl.name: adpater",
+            "method 'single': unknown method 'adpater'; did you mean 'adapter'",
+        ),
+        (
+            "petl.bottleneck",
+            "petl.botleneck",
+            "method 'single': unknown key 'petl.botleneck'; did you mean 'bottleneck'",
+        ),
+        ("petl.bottleneck: 4", "petl.layers: first:9", "method 'single': 'petl.layers' is 'first:9', but the deepest"),
+        ("[vqa]", "[vqaa]", "method 'single': unknown task 'vqaa'; did you mean"),
+        (str(DEFAULT_RECIPE), "tyni.yaml", "method 'single': no file "),
+        ("seeds", "sedes", "list.yaml: unknown key 'sedes'; did you mean 'seeds'"),
+        ("[0]", "[zero]", "list.yaml: 'seeds[0]' expects int, found 'zero'"),
+        ("seeds", "launcher: run \"2'\nseeds", "list.yaml: 'launcher' "),
+    ],
+)
+def test_slips_that_show_late_name_file_and_method(
+    old: str, new: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f"base: {DEFAULT_RECIPE}\ntasks: [vqa]\nseeds: [0]\nmethods:\n  - {LINE}\n"
+    (tmp_path / "list.yaml").write_text(text.replace(old, new))
+    assert text.count(old) == 1
+    assert main(["compare", "--recipe", str(tmp_path / "list.yaml"), str(tmp_path / "out"), "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'list.yaml'}" in said and expected in said
 
 
 @pytest.mark.parametrize("file", ["table1.yaml", "table4.yaml"])
