@@ -180,30 +180,45 @@ def run_compare(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="mtvl compare",
         description="Train the methods that a recipe lists over its seeds; goes on where it was stopped.",
-        usage="mtvl compare --recipe FILE OUT [--seeds 0,1,2] [--only NAME,...] [--minutes N] [--dry-run] [key=value ...]",
+        usage="mtvl compare --recipe FILE [OUT] [--seeds 0,1,2] [--only NAME,...] [--minutes N] [--dry-run] [key=value ...]",
         epilog="exit code 0: all runs are done; 1: one failed; 2: unusable input; 143: stopped, the same command goes on",
     )
     parser.add_argument("--recipe", type=Path, required=True, help="a list of methods, e.g. launch/recipes/table1.yaml")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder of tables, records (small JSON) and run folders")
     parser.add_argument("--seeds", type=_integers, default=[], help="default: those of the recipe")
     parser.add_argument("--only", type=_split, default=[], help="names of methods; default: all of the recipe")
-    parser.add_argument("--minutes", type=float, default=None, help="stop after so many, in an orderly way")
+    parser.add_argument("--minutes", type=_minutes, default=None, help="stop after so many, in an orderly way")
     parser.add_argument("--dry-run", action="store_true", help="list the runs, their state and the expected time")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for all runs, e.g. train.steps=1600")
+    parser.add_argument(
+        "words", nargs="*", metavar="OUT key=value",
+        help="OUT: folder of tables, records (small JSON) and run folders, default results/NAME of the recipe; "
+        "key=value: for all runs, e.g. train.steps=1600",
+    )  # fmt: skip
     args = parser.parse_intermixed_args(arguments)
-    if "=" in str(args.out):
-        raise ConfigError(f"expected the folder OUT before key=value, found {str(args.out)!r}")
+    folders, overrides = ([w for w in args.words if ("=" in w) == is_pair] for is_pair in (False, True))
+    if len(folders) > 1:
+        raise ConfigError(f"expected one folder OUT and settings as key=value, found {', '.join(map(repr, folders))}")
     from mtvl.compare.recipe import load_comparison
     from mtvl.compare.sweep import compare
 
-    comparison = load_comparison(args.recipe, args.overrides)
-    return compare(comparison, args.out, seeds=args.seeds, only=args.only, minutes=args.minutes, dry_run=args.dry_run)
+    comparison = load_comparison(args.recipe, overrides)
+    out = Path(folders[0]) if folders else Path("results") / args.recipe.stem
+    return compare(comparison, out, seeds=args.seeds, only=args.only, minutes=args.minutes, dry_run=args.dry_run)
 
 
 def _integers(text: str) -> list[int]:
     if not all(part.isdigit() for part in _split(text)):
         raise argparse.ArgumentTypeError(f"expected numbers such as 0,1,2, found {text!r}")
     return [int(part) for part in _split(text)]
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = -1.0
+    if not minutes >= 0:
+        raise argparse.ArgumentTypeError(f"expected a number of minutes from 0, found {text!r}")
+    return minutes
 
 
 def run_methods(arguments: Sequence[str]) -> int:

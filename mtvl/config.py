@@ -294,7 +294,7 @@ def load_run_config(recipe: str | Path, tasks: Sequence[str] = (), overrides: Se
     values = read_recipe(recipe)
     if "methods" in values:
         raise ConfigError(
-            f"{recipe} lists methods to compare and is no run; start it with: mtvl compare --recipe {recipe} OUT"
+            f"{recipe} lists methods to compare and is no run; start it with: mtvl compare --recipe {recipe}"
         )
     values = apply_overrides({**defaults, **(narrowed(values, tasks) if tasks else values)}, overrides)
     if tasks:

@@ -25,6 +25,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         folder = Path(path).parent
         known = [p.name for p in folder.glob("*.yaml")] if folder.is_dir() else []
         raise ConfigError(f"no file {path}; {near_names(Path(path).name, known)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        found = error.strerror if isinstance(error, OSError) else f"bytes that are no text ({error.reason})"
+        raise ConfigError(f"{path}: expected a YAML file, found: {found}") from None
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:

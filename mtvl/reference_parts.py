@@ -150,9 +150,21 @@ def describe_added(full: State) -> Added:
                 owners[match["task"]] = value
     if not found:
         return Added()
+    if set(found) == {"adapter", "prompt"}:  # both at once, each shared in its own way
+        adapter, prompt = (_described(full, method, found[method]) for method in ("adapter", "prompt"))
+        if adapter.method != "adapter":
+            raise CheckpointError(
+                "this state holds compacters and prompts; expected one of both, or adapters with prompts"
+            )
+        prompts = {"prompt_share" if key == "share" else key: value for key, value in prompt.options.items()}
+        return Added("adapter_prompt", adapter.options | prompts, tuple(dict.fromkeys(adapter.tasks + prompt.tasks)))
     if len(found) > 1:
         raise CheckpointError(f"this state holds several methods, {' and '.join(found)}; expected one")
-    method, owned = next(iter(found.items()))
+    return _described(full, *next(iter(found.items())))
+
+
+def _described(full: State, method: str, owned: Owned) -> Added:
+    """One method of a state, from the parts that it owns there."""
     tasks = tuple(dict.fromkeys(our_task(task) for owners in owned.values() for task in owners))
     if method == "hyperformer":
         site = next(iter(owned))[0]

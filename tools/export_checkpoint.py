@@ -116,6 +116,8 @@ def export(run: Path, out: Path, layout: str, task: str, is_checked: bool, overr
         raise ConfigError(
             "other libraries read exports of CLIP-BART and CLIP-T5; one of BLIP is read by this library alone (mtvl evaluate)"
         )
+    if out.is_file():
+        raise ConfigError(f"{out} is a file; give a new folder")
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty; give a new folder")
     if is_checked and layout == "backbone":

@@ -246,6 +246,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     tasks = tuple(name for name in options.tasks.split(",") if name)
     try:
+        if options.out.is_file():
+            raise ConfigError(f"{options.out} is a file; give a folder for the export")
         given = (options.checkpoint, options.out, options.backbone_config, tasks)
         if options.checkpoint.is_dir():
             if not is_peft(options.checkpoint):

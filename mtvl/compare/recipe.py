@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import yaml
 
 from mtvl.config import RunConfig, load_run_config, parse_section, read_yaml
-from mtvl.errors import ConfigError, near_names
+from mtvl.errors import ConfigError, PlanError, near_names
 
 NAME = re.compile(r"[a-z0-9_]+")  # becomes the name of a file
 PLAIN = re.compile(r"[\w./-]+")
@@ -103,11 +105,17 @@ class Comparison:
     def run(self, line: MethodLine, seed: int) -> Run:
         """The run of one method with one seed; ConfigError names the method whose settings are wrong."""
         overrides = (*as_overrides(self.config.set), *as_overrides(line.set), *self.overrides, f"seed={seed}")
-        try:
+        with self.naming(line):
             config = load_run_config(self.base, self.tasks, overrides)
-        except ConfigError as error:
-            raise ConfigError(f"{self.file}, method '{line.name}': {error}") from None
         return Run(line, seed, overrides, config)
+
+    @contextlib.contextmanager
+    def naming(self, line: MethodLine) -> Iterator[None]:
+        """ConfigError that begins with the file and the method where a setting turns out to be wrong."""
+        try:
+            yield
+        except (ConfigError, PlanError) as error:
+            raise ConfigError(f"{self.file}, method '{line.name}': {error}") from None
 
     def runs(self, seeds: Sequence[int] = (), only: Sequence[str] = ()) -> list[Run]:
         """All runs, seed by seed, so that a comparison that is cut short holds every method; `only` names methods."""
@@ -138,7 +146,14 @@ def load_comparison(file: Path, overrides: Sequence[str] = ()) -> Comparison:
             f"{file} compares nothing: it has no key 'methods'. A recipe of one run is trained with 'mtvl train --recipe'; "
             "launch/recipes/table1.yaml shows what a comparison looks like"
         )
-    config = parse_section(CompareConfig, values)
+    try:
+        config = parse_section(CompareConfig, values)
+        shlex.split(config.launcher)
+    except (ConfigError, ValueError) as error:
+        what = (
+            error if isinstance(error, ConfigError) else f"'launcher' {config.launcher!r} is no command line: {error}"
+        )
+        raise ConfigError(f"{file}: {what}") from None
     comparison = Comparison(file, config, tuple(overrides))
     names = [line.name for line in config.methods]
     for line in config.methods:

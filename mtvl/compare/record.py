@@ -100,7 +100,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is no record of a run ({error}); delete it to have it run again") from None
     missing = sorted(KEYS - set(record)) if isinstance(record, dict) else sorted(KEYS)
     if missing or record["format"] != FORMAT:
@@ -114,6 +114,20 @@ def read_record(path: Path) -> dict[str, Any] | None:
     return record
 
 
+def read_mark(path: Path) -> dict[str, Any]:
+    """What a run folder of a comparison says about itself: identity and commits; CheckpointError when it is damaged."""
+    try:
+        mark = json.loads(path.read_text(encoding="utf-8"))
+        found = "" if isinstance(mark, dict) and {"identity", "commits"} <= mark.keys() else "neither of both"
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        found = str(error)
+    if found:
+        raise CheckpointError(
+            f"{path}: expected a run's 'identity' and 'commits', found {found}; delete {path.parent} to have it trained again"
+        )
+    return mark
+
+
 def read_scores(run: Path) -> dict[str, float]:
     """Primary metrics of an evaluated run by task; CheckpointError when it has not been evaluated."""
     return {task: float(result["score"]) for task, result in read_results(run).items()}
@@ -124,7 +138,14 @@ def read_results(run: Path) -> dict[str, dict[str, Any]]:
     file = run / "eval.json"
     if not file.is_file():
         raise CheckpointError(f"{run} has no eval.json; run launch/evaluate.py --checkpoint {run}")
-    return json.loads(file.read_text(encoding="utf-8"))
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+        if all("score" in result for result in results.values()):
+            return results
+        found = "a task without a score"
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
+        found = str(error)
+    raise CheckpointError(f"{file}: expected the scores of an evaluation, found {found}; evaluate the run again")
 
 
 def average_of(scores: Mapping[str, float]) -> float:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from mtvl.compare.record import (
     identity_of,
     last_step,
     make_record,
+    read_mark,
     read_record,
     write_json,
 )
@@ -50,6 +51,23 @@ class Place:
     def __init__(self, out: Path) -> None:
         self.out, self.runs = out, out / "runs"
 
+    def check(self, *, writes: bool) -> None:
+        """ConfigError unless this is, or can become, a folder; with `writes` it is made, and tried."""
+        nearest = next(p for p in (self.out, *self.out.absolute().parents) if p.exists())
+        if not nearest.is_dir():
+            raise ConfigError(f"OUT {self.out}: expected a folder, but {nearest} is a file; give another OUT")
+        if not writes:
+            return
+        try:
+            self.runs.mkdir(parents=True, exist_ok=True)
+            for folder in (self.out, self.runs):
+                tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise ConfigError(
+                f"OUT {self.out}: expected a folder that records and runs can be written to, found: {error.strerror}; "
+                "give another OUT"
+            ) from None
+
     def record(self, name: str) -> Path:
         """File of a run's record."""
         return self.out / f"{name}.json"
@@ -75,7 +93,7 @@ class Place:
             return State(run, NEW, detail=failure)
         if not mark.is_file():
             return State(run, CHANGED, detail="its folder holds a training that 'mtvl compare' did not start")
-        if changed := differences(json.loads(mark.read_text(encoding="utf-8"))["identity"], identity):
+        if changed := differences(read_mark(mark)["identity"], identity):
             return State(run, CHANGED, detail="; ".join(changed))
         if is_done:
             return State(run, TRAINED, run.config.train.steps, detail=failure)
@@ -167,10 +185,11 @@ def compare(
     Raises ConfigError, before anything is run, for settings that cannot be run or that differ from those of a run in `out`.
     """
     place = Place(out)
-    states = [place.examine(run) for run in comparison.runs(seeds, only)]
+    place.check(writes=False)
+    states = [_examined(comparison, place, run) for run in comparison.runs(seeds, only)]
     others = _others(comparison, place, states)
     clock = Clock(comparison, [*states, *others])
-    print(overview(states, clock), flush=True)
+    print(overview(comparison, states, clock), flush=True)
     if dry_run:
         return 0
     if changed := [s for s in states if s.kind == CHANGED]:
@@ -180,6 +199,7 @@ def compare(
             f"{len(changed)} runs in {out} were made with other settings:\n{listed}\ngive another OUT, or delete "
             f"{place.record(first)} and {place.folder(first)} (and so on) to have them run again"
         )
+    place.check(writes=True)
     with locked(place.runs) as lock, Stop(minutes).watching() as stop:
         failures, is_stopped = _run_all(comparison, place, states, others, clock, stop, lock)
     if any(s.kind == DONE for s in [*states, *others]):
@@ -223,7 +243,7 @@ def _run_one(comparison: Comparison, place: Place, state: State, reporter: Repor
     """Train and evaluate; the record goes into `state`. How it failed, or "" (also when it was stopped)."""
     run, folder, log = state.run, place.folder(state.run.name), place.log(state.run.name)
     mark, launcher, tasks = folder / MARK, comparison.config.launcher, run.config.tasks
-    commits = json.loads(mark.read_text(encoding="utf-8"))["commits"] if mark.is_file() else []
+    commits = read_mark(mark)["commits"] if mark.is_file() and state.kind != NEW else []
     facts = {"identity": identity_of(run.config), "commits": [*commits, commit_name(LAUNCH.parent)]}
     write_json(mark, facts)
     (folder / FAILED).unlink(missing_ok=True)
@@ -261,14 +281,20 @@ def last_words(log: Path) -> str:
     return (errors or lines or ["(nothing was printed)"])[-1].removeprefix("mtvl: error: ")
 
 
-def overview(states: Sequence[State], clock: Clock) -> str:
+def _examined(comparison: Comparison, place: Place, run: Run) -> State:
+    with comparison.naming(run.line):  # task files are read here for the first time
+        return place.examine(run)
+
+
+def overview(comparison: Comparison, states: Sequence[State], clock: Clock) -> str:
     """What there is to do: each run with its trained share, state and expected time; ConfigError for a wrong method."""
     shares: dict[str, str] = {}
     rows = []
     for state in states:
         name = state.run.line.name
         if name not in shares:
-            plan = make_plan(state.run.config)
+            with comparison.naming(state.run.line):
+                plan = make_plan(state.run.config)
             shares[name] = f"{100 * plan.num_trainable / plan.num_total:.2f}"
         text = state.kind + (f", step {state.step} of {state.run.config.train.steps}" if state.kind == HALF else "")
         if state.detail:

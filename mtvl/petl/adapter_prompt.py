@@ -9,7 +9,7 @@ from torch import nn
 from mtvl.petl.adapter import Adapter, AdapterConfig
 from mtvl.petl.plan import Injection, Plan
 from mtvl.petl.prompt import Prompt, PromptConfig
-from mtvl.petl.share import ActiveTask
+from mtvl.petl.share import ActiveTask, check_whole
 from mtvl.sites import Site
 
 
@@ -29,6 +29,7 @@ class AdapterPrompt:
     Config = AdapterPromptConfig
 
     def __init__(self, config: AdapterPromptConfig, *, paper_compat: bool = False) -> None:
+        check_whole(config.prompt_share, config.name, "prompt_share")
         self.config = config
         self.adapter = Adapter(config, paper_compat=paper_compat)
         options = PromptConfig(

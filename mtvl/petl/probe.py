@@ -8,7 +8,7 @@ from torch import nn
 
 from mtvl.errors import PlanError
 from mtvl.petl.plan import Injection, Plan
-from mtvl.petl.select import MethodConfig, layers_option
+from mtvl.petl.select import MethodConfig, in_layers, layers_option
 from mtvl.petl.share import ActiveTask
 from mtvl.sites import Site
 
@@ -34,7 +34,7 @@ class Probe:
     def plan(self, sites: list[Site], tasks: tuple[str, ...]) -> Plan:
         """Unfreeze the heads."""
         kinds = ("head", "answers", *(("lm_head",) if self.config.language_head else ()))
-        unfrozen = tuple(s for s in sites if s.kind in kinds)
+        unfrozen = tuple(s for s in in_layers(sites, self.config.layers) if s.kind in kinds)
         if not unfrozen:
             raise PlanError(
                 "this backbone has no heads beside its language model; 'probe' is defined for blip with contrast, matching "

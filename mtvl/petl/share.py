@@ -92,10 +92,10 @@ class _RunAs(AbstractContextManager["_RunAs"]):
 WHOLE = ("all", "none")  # ways of sharing for methods whose adapters have no halves
 
 
-def check_whole(share: str, method: str) -> None:
-    """ConfigError unless `share` is a way of sharing without halves."""
+def check_whole(share: str, method: str, option: str = "share") -> None:
+    """ConfigError unless `share`, the value of `option`, is a way of sharing without halves."""
     if share not in WHOLE:
-        raise ConfigError(f"'petl.share' of {method} is all or none, found {share!r}: it has no halves to share")
+        raise ConfigError(f"'petl.{option}' of {method} is all or none, found {share!r}: it has no halves to share")
 
 
 def parts_over_tasks(halves: Mapping[str, Shapes], share: str, tasks: Sequence[str]) -> tuple[Part, ...]:

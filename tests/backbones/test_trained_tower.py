@@ -44,9 +44,10 @@ def test_all_four_combinations_count_what_they_train(petl, tiny_config) -> None:
     assert any(line.startswith("train  tower    tower") for line in trained.table().splitlines())
 
 
-def test_it_starts_as_the_frozen_tower_and_moves(tiny_config, make_batch, with_pixels) -> None:
-    config = tiny_config({"name": "adapter", "bottleneck": 4}, train_tower=True, dropout=0.0)
-    model, frozen = build_model(config), build_model(tiny_config({"name": "adapter", "bottleneck": 4}, dropout=0.0))
+@pytest.mark.parametrize("petl", [{"name": "adapter", "bottleneck": 4}, {"name": "full"}], ids=str)
+def test_it_starts_as_the_frozen_tower_and_moves(petl, tiny_config, make_batch, with_pixels) -> None:
+    config = tiny_config(petl, train_tower=True, dropout=0.0)
+    model, frozen = build_model(config), build_model(tiny_config(petl, dropout=0.0))
     model.train().set_task("vqa")
     frozen.train().set_task("vqa")
     pixels, features = with_pixels(pictures=2), make_batch("vqa", pictures=2)

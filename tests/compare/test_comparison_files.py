@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
 
 from mtvl.cli import DEFAULT_RECIPE, RECIPES, main
+from mtvl.compare import sweep
 from mtvl.compare.recipe import Comparison, as_overrides, load_comparison
 from mtvl.compare.record import (
     CODE,
@@ -17,6 +19,7 @@ from mtvl.compare.record import (
     identity_of,
     last_step,
     read_record,
+    read_scores,
     step_seconds,
     write_json,
 )
@@ -89,9 +92,17 @@ def test_a_wrong_setting_names_its_method(tmp_path: Path) -> None:
     [
         (["compare", "--recipe", str(RECIPES / "tabel1.yaml"), "out"], "did you mean 'table1.yaml'"),
         (["compare", "--recipe", str(DEFAULT_RECIPE), "out"], "no key 'methods'"),
-        (["compare", "--recipe", str(RECIPES / "table1.yaml"), "seed=1"], "expected the folder OUT"),
+        (["compare", "--recipe", str(RECIPES), "out"], "expected a YAML file, found: Is a directory"),
+        (["compare", "--recipe", str(RECIPES / "table1.yaml"), "seed=1"], "given with --seeds"),
+        (["compare", "--recipe", str(RECIPES / "table1.yaml"), "out", "more", "seed=1"], "one folder OUT"),
+        (
+            ["compare", "--recipe", str(RECIPES / "table4.yaml"), "file/out", "--dry-run"],
+            "file is a file; give another OUT",
+        ),
+        (["compare", "--recipe", str(RECIPES / "table4.yaml"), "file"], "file is a file; give another OUT"),
         (["compare", "--recipe", str(RECIPES / "table1.yaml"), "out", "seed=1"], "given with --seeds"),
         (["compare", "--recipe", str(RECIPES / "table1.yaml"), "out", "--seeds", "one"], "numbers such as 0,1,2"),
+        (["compare", "--recipe", str(RECIPES / "table1.yaml"), "out", "--minutes", "-5"], "minutes from 0, found '-5'"),
         (["compare", "--recipe", str(RECIPES / "table1.yaml"), "out", "--only", "singel_adapter"], "'single_adapter'"),
         (["plan", "--recipe", str(RECIPES / "table1.yaml")], "mtvl compare --recipe"),
     ],
@@ -104,8 +115,42 @@ def test_mistakes_end_with_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     assert main(arguments) == 2
-    assert expected in capsys.readouterr().err and not (tmp_path / "out").exists()
+    said = capsys.readouterr().err
+    assert expected in said and "Traceback" not in said and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            "petl.name: adapter",
+            "petl.name: adpater",
+            "method 'single': unknown method 'adpater'; did you mean 'adapter'",
+        ),
+        (
+            "petl.bottleneck",
+            "petl.botleneck",
+            "method 'single': unknown key 'petl.botleneck'; did you mean 'bottleneck'",
+        ),
+        ("petl.bottleneck: 4", "petl.layers: first:9", "method 'single': 'petl.layers' is 'first:9', but the deepest"),
+        ("[vqa]", "[vqaa]", "method 'single': unknown task 'vqaa'; did you mean"),
+        (str(DEFAULT_RECIPE), "tyni.yaml", "method 'single': no file "),
+        ("seeds", "sedes", "list.yaml: unknown key 'sedes'; did you mean 'seeds'"),
+        ("[0]", "[zero]", "list.yaml: 'seeds[0]' expects int, found 'zero'"),
+        ("seeds", "launcher: run \"2'\nseeds", "list.yaml: 'launcher' "),
+    ],
+)
+def test_slips_that_show_late_name_file_and_method(
+    old: str, new: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f"base: {DEFAULT_RECIPE}\ntasks: [vqa]\nseeds: [0]\nmethods:\n  - {LINE}\n"
+    (tmp_path / "list.yaml").write_text(text.replace(old, new))
+    assert text.count(old) == 1
+    assert main(["compare", "--recipe", str(tmp_path / "list.yaml"), str(tmp_path / "out"), "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'list.yaml'}" in said and expected in said
 
 
 @pytest.mark.parametrize("file", ["table1.yaml", "table4.yaml"])
@@ -164,6 +209,47 @@ def test_a_record_that_is_none_is_refused(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace("0.1", "0.2"))
     with pytest.raises(CheckpointError, match="was edited"):
         read_record(file)
+
+
+def test_without_a_folder_the_recipe_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Path] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, "compare", lambda _comparison, out, **_keys: asked.append(out) or 0)
+    table = ["compare", "--recipe", str(RECIPES / "table1.yaml")]
+    assert main(table) == 0 and main([*table, "train.steps=3", "here"]) == 0
+    assert asked == [Path("results/table1"), Path("here")]
+    assert main(["compare", "--help"]) == 0 and "default results/NAME" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_keys: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    read = comparison(tmp_path, LINE)
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr(sweep, "run_child", lambda *_args, **_keys: pytest.fail("it was run"))
+    with pytest.raises(ConfigError, match="found: Read-only file system; give another OUT"):
+        sweep.compare(read, tmp_path / "out")
+
+
+@pytest.mark.parametrize("text", ['{"identity', "[]", '{"identity": {}}'])
+def test_damaged_marks_and_scores_are_named(text: str, tmp_path: Path) -> None:
+    run = comparison(tmp_path, LINE).runs()[0]
+    folder = tmp_path / "out" / "runs" / run.name
+    folder.mkdir(parents=True)
+    for name in ("DONE", sweep.MARK, "eval.json"):
+        (folder / name).write_text(text if name != "DONE" else '{"step": 2}')
+    with pytest.raises(CheckpointError, match=r"compare\.json: expected a run's 'identity'.*trained again"):
+        sweep.Place(tmp_path / "out").examine(run)
+    with pytest.raises(CheckpointError, match=r"eval\.json: expected the scores of an evaluation"):
+        read_scores(folder)
+    (tmp_path / "out" / f"{run.name}.json").mkdir()
+    with pytest.raises(CheckpointError, match="no record of a run .*Is a directory"):
+        sweep.Place(tmp_path / "out").examine(run)
 
 
 def test_time_per_step_comes_from_the_log(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from mtvl.config import OptimConfig, RunConfig
-from mtvl.errors import CheckpointError, PlanError
+from mtvl.errors import CheckpointError, ConfigError, PlanError
 from mtvl.export import write_export
-from mtvl.model import Model, build_model, make_backbone, make_plan
+from mtvl.model import Model, build_model, make_backbone, make_method, make_plan
 from mtvl.optim import build_optimizer, parameter_groups
+from mtvl.petl.plan import Plan
 from mtvl.types import Batch, Decoding
 
 # Methods whose added parts are changes of linear maps, and can be folded into them.
@@ -164,6 +165,29 @@ def test_layers_choose_where_a_method_works(petl: dict, tiny_config: MakeConfig,
     model = build_model(config).train()
     model.set_task("vqa")
     assert torch.isfinite(model(make_batch("vqa")))
+
+
+def test_every_method_reads_its_layers_alike(petl: dict, tiny_config: MakeConfig) -> None:
+    """The first, the last and a list, in all ways of writing them; and a slip is an error, not all layers."""
+    sites = list(make_plan(tiny_config(petl)).sites)  # two layers a stack
+
+    def plan(layers: object) -> Plan:
+        return make_method({**petl, "layers": layers}).plan(sites, ("vqa", "gqa"))
+
+    def touched(layers: object) -> list[set[object]]:
+        found = plan(layers)
+        return [{i.site for i in found.injections}, set(found.unfrozen), set(found.biases)]
+
+    assert touched("first:1") == touched([0]) == touched(0) and touched("last:1") == touched([1])
+    assert (
+        touched("all")
+        == touched("first:2")
+        == touched([0, 1])
+        == [a | b for a, b in zip(touched([0]), touched([1]), strict=True)]
+    )
+    for layers, error in (("frist:1", ConfigError), ([], ConfigError), (-1, ConfigError), ([0, 2], PlanError)):
+        with pytest.raises(error, match=r"petl\.layers"):
+            plan(layers)
 
 
 def test_beam_scores_are_those_of_the_teacher_forced_model(

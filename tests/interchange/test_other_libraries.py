@@ -238,6 +238,10 @@ def test_the_command_says_what_is_wrong(trained, tmp_path, capsys) -> None:
     )
     assert "--task belongs to" in fails(str(tmp_path / "new"), "--as", "peft", "--task", "gqa")
     assert "is not empty" in fails(str(tmp_path / "run"), "--as", "peft")
+    (tmp_path / "file").touch()
+    assert "is a file; give a new folder" in fails(str(tmp_path / "file"), "--as", "peft")
+    assert import_tool.main([str(tmp_path / "run"), str(tmp_path / "file")]) == 1
+    assert "is a file; give a folder" in capsys.readouterr().err
     assert export_tool.main([str(tmp_path / "absent"), str(tmp_path / "new"), "--as", "peft"]) == 1
     assert "the folder does not exist" in capsys.readouterr().err
     config, model = trained({"name": "adapter", "bottleneck": 2})

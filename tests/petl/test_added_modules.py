@@ -159,6 +159,11 @@ def test_the_adapter_with_prompts_is_both(tiny_config: MakeConfig) -> None:
         ({"name": "adapter", "layers": True}, ConfigError, "found True"),
         ({"name": "adapter", "layers": "last:3"}, PlanError, "the deepest stack has 2 layers"),
         ({"name": "adapter", "layers": [0, 2]}, PlanError, "the deepest stack has 2 layers"),
+        (
+            {"name": "adapter_prompt", "prompt_share": "up"},
+            ConfigError,
+            "'petl.prompt_share' of adapter_prompt is all or none",
+        ),
     ],
 )
 def test_options_that_cannot_be_used(petl: dict, error: type, words: str, tiny_config: MakeConfig) -> None:

@@ -48,20 +48,29 @@ def trained(tiny_config):
 
 
 @pytest.mark.parametrize("petl", [{"name": "full"}, {"name": "adapter", "bottleneck": 3},
-                                  {"name": "adapter", "bottleneck": 3, "share": "none"},
+                                  *({"name": "adapter", "bottleneck": 3, "share": s} for s in ("up", "down", "none")),
                                   {"name": "hyperformer", "bottleneck": 3, "task_width": 4, "hidden": 5, "code": 2},
-                                  {"name": "compacter", "bottleneck": 4, "share": "none"},
-                                  {"name": "lora", "rank": 3, "alpha": 7.0, "dropout": 0.0, "share": "none"},
-                                  {"name": "prompt", "length": 2, "width": 3}], ids=str)  # fmt: skip
+                                  *({"name": "compacter", "bottleneck": 4, "share": s} for s in ("all", "up", "none")),
+                                  {"name": "compacter", "bottleneck": 4, "rank": 1},
+                                  *({"name": "lora", "rank": 3, "alpha": 7.0, "dropout": 0.0, "share": s}
+                                    for s in ("all", "none")),
+                                  *({"name": "prompt", "length": 2, "width": 3, "share": s} for s in ("all", "none")),
+                                  {"name": "adapter_prompt", "bottleneck": 3, "length": 2, "width": 3},
+                                  {"name": "adapter_prompt", "bottleneck": 3, "length": 2, "width": 3, "share": "none",
+                                   "prompt_share": "all"},
+                                  *({"name": "projection", "train_norms": n} for n in (False, True))], ids=str)  # fmt: skip
 def test_an_imported_checkpoint_computes_the_same(trained, petl, tmp_path, make_batch, capsys) -> None:
     model = trained(petl)
     state = reference_state(model, TASKS)
     torch.save({f"module.{k}": v for k, v in state.items()}, tmp_path / "LAST.pth")
-    options = {"full": ["--tasks", "vqa,nlvr2"], "lora": ["--petl", "alpha=7", "dropout=0"]}.get(petl["name"], [])
+    told = {"full": ["--tasks", "vqa,nlvr2"], "lora": ["--petl", "alpha=7", "dropout=0"],
+            "projection": ["--tasks", "vqa,nlvr2", "--petl", "name=projection", f"train_norms={petl.get('train_norms')}"]}  # fmt: skip
+    options = told.get(petl["name"], [])
     code = tool.main([str(tmp_path / "LAST.pth"), str(tmp_path / "out"), "--backbone-config", *SETTINGS, *options])
     assert code == 0, capsys.readouterr().err
     reread, config, content = load_export(tmp_path / "out")
     assert content["imported_from"] == "LAST.pth" and config.tasks == TASKS
+    assert reread.plan.added() == model.plan.added() and content["trainable"] == model.plan.num_trainable
     for task in TASKS:
         batch = make_batch(task, pictures=2)
         for each in (model, reread):
@@ -72,7 +81,9 @@ def test_an_imported_checkpoint_computes_the_same(trained, petl, tmp_path, make_
 
 @pytest.mark.parametrize("petl", [{"name": "full"}, {"name": "adapter", "bottleneck": 3, "train_norms": False},
                                   {"name": "hyperformer", "bottleneck": 3, "task_width": 4, "hidden": 5, "code": 2,
-                                   "train_norms": False}], ids=str)  # fmt: skip
+                                   "train_norms": False},
+                                  {"name": "compacter", "bottleneck": 4, "train_norms": False},
+                                  {"name": "prompt", "length": 2, "width": 3, "share": "none"}], ids=str)  # fmt: skip
 def test_a_checkpoint_of_t5_too(tiny_config, petl, tmp_path, make_batch, capsys) -> None:
     config = tiny_config(petl, tasks=TASKS, backbone="clip_t5", dropout=0.0, text=T5_TEXT)
     model = build_model(config)

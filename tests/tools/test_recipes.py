@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +22,13 @@ from recipe_checks.header import RECIPES, Header, chosen, full_size_recipes, rea
 from recipe_checks.smoke import Outcome, loss_faults, movement_faults, offline, smoke  # noqa: E402
 from recipe_checks.world import make_stored_world  # noqa: E402
 
+from mtvl.compare.recipe import load_comparison  # noqa: E402
 from mtvl.config import RunConfig, load_run_config, parse_section, read_yaml  # noqa: E402
 from mtvl.engine import Engine  # noqa: E402
 from mtvl.errors import ConfigError  # noqa: E402
 from mtvl.model import make_plan  # noqa: E402
+from mtvl.petl import METHODS  # noqa: E402
+from mtvl.petl.share import SHARES, WHOLE  # noqa: E402
 from mtvl.tasks import task_names  # noqa: E402
 
 HEADERS = full_size_recipes()
@@ -73,6 +77,32 @@ def test_every_published_row_has_a_recipe() -> None:
     found = {table: {(h.trained, h.total) for h in HEADERS if f"VL-Adapter, {table}," in h.row} for table in PUBLISHED}
     assert found == PUBLISHED
     assert {h.recipe for h in HEADERS} >= set((RECIPES / "vl_adapter").glob("*.yaml"))
+
+
+def test_every_method_of_the_language_models_has_a_recipe() -> None:
+    """Of full size, with and without parts of tasks where the paper has both, and both kinds of compacters."""
+    found = [(load_run_config(h.recipe).petl, h.recipe.stem) for h in HEADERS]
+    of_other_backbones = {"probe", "uniadapter", "unitrans", "vcra"}
+    assert {petl["name"] for petl, _ in found} >= set(METHODS) - of_other_backbones
+    assert {(p["name"], p["share"]) for p, n in found if n.startswith(("table1", "clip_bart_image")) and "share" in p} == {
+        *(("adapter", share) for share in SHARES), *((name, share) for name in ("compacter", "lora", "prompt") for share in WHOLE),
+    }  # fmt: skip
+    assert {bool(p.get("share_rule")) for p, _ in found if p["name"] == "compacter"} == {False, True}
+
+
+def test_recipes_and_comparisons_print_the_same_scores() -> None:
+    """The paper's scores stand in the headers and in the lists of methods: what is at hand in one is in the other."""
+    rows = [(load_comparison(RECIPES / f"{name}.yaml"), name.capitalize()) for name in ("table1", "table4")]
+    for comparison, table in rows:
+        title = f"VL-Adapter, {table[:-1]} {table[-1]},"
+        listed = {line.name: line.paper for line in comparison.config.methods}
+        headers = [h for h in HEADERS if h.row.startswith(title)]
+        assert len(headers) == len(listed)
+        scores = [[float(x) for x in re.findall(r" (\d+\.\d)", h.published)] for h in headers]
+        assert sorted(scores) == sorted([list(paper.scores) for paper in listed.values()]), table
+        assert sorted(float(h.percent) for h in headers) == pytest.approx(
+            sorted(paper.trained for paper in listed.values()), abs=0.011
+        )  # Multiple LoRA is printed 0.01 higher than it counts
 
 
 def test_published_settings() -> None:
@@ -149,6 +179,7 @@ HEADER = (
         ("6,081,600 of", "six of", "'# Trained:' expects the form"),
         (" (4.18 %)", "", "'# Trained:' expects the form"),
         ("# Hardware", "# Still: some\n# Hardware", "'# Still:' expects the form '19,968; why', found 'some'"),
+        ("# Hardware", "# Published: x\n# Hardware", "row 4: a second comment begins with '# Published:'"),
     ],
 )
 def test_malformed_headers_are_named(old: str, new: str, message: str, tmp_path: Path) -> None:

@@ -49,12 +49,17 @@ def _is_ours(recipe: Path) -> bool:
 
 
 def _labels(recipe: Path) -> dict[str, str]:
-    """Label -> text of the comments above the first key."""
-    found = {}
-    for line in recipe.read_text(encoding="utf-8").splitlines():
+    """Label -> text of the comments above the first key; ConfigError for a label that stands twice."""
+    found: dict[str, str] = {}
+    for row, line in enumerate(recipe.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.startswith("#"):
             break
         if match := _LABEL.fullmatch(line):
+            if match[1] in found:
+                raise ConfigError(
+                    f"{recipe}, row {row}: a second comment begins with '# {match[1]}:'; the labels of a header stand once, "
+                    "so begin the remark with another word"
+                )
             found[match[1]] = match[2]
     return found
 

@@ -23,7 +23,7 @@ RUNS: dict[str, tuple[str, list[str]]] = {
     "uniadapter": (TINY_BLIP, [*_SMALL_BLIP, "petl={name: uniadapter, bottleneck: 8, share: none}"]),
 }
 
-# Three steps of a method whose parts can belong to tasks, on a tiny random backbone: its petl section.
+# Three steps of a method, on a tiny random backbone: its petl section, with parts of single tasks where it can have them.
 STEPS: dict[str, dict[str, Any]] = {
     "adapter": {"name": "adapter", "bottleneck": 4, "share": "up"},
     "adapter_prompt": {"name": "adapter_prompt", "bottleneck": 4, "length": 3, "width": 7},
@@ -35,6 +35,10 @@ STEPS: dict[str, dict[str, Any]] = {
     "lora": {"name": "lora", "rank": 3, "dropout": 0.0, "share": "down"},
     "ia3": {"name": "ia3", "share": "none"},
     "vcra": {"name": "vcra", "rank": 3, "share": "none"},
+    # what adds nothing, so that all tasks train the same parameters
+    "full": {"name": "full"},
+    "projection": {"name": "projection", "train_norms": True},
+    "bitfit": {"name": "bitfit"},
     # on CLIP-T5, whose table of positions is used outside the attention that holds it
     "t5_adapter": {"name": "adapter", "bottleneck": 4, "share": "none"},
     "t5_prefix": {"name": "prefix", "length": 3, "share": "none"},
@@ -43,6 +47,8 @@ STEPS: dict[str, dict[str, Any]] = {
     # on BLIP, whose banks are used by blocks of three towers
     "blip_uniadapter": {"name": "uniadapter", "bottleneck": 4, "share": "none"},
 }
+
+ADDS_NOTHING = ("full", "projection", "bitfit")
 
 # Only the order of additions differs. Measured worst case of runs at 12 steps over 24 cells of single and multiple adapters
 # (against ZeRO 0 on one process): 7.2e-7 on losses of 2 to 7, and 3.7e-5 on trained tensors (Adam turns the rounding of

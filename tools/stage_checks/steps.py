@@ -24,7 +24,7 @@ from mtvl.errors import MtvlError
 from mtvl.model import Model, build_model
 from mtvl.optim import build_optimizer, parameter_groups
 from mtvl.types import Batch
-from stage_checks.cells import STEPS, Cell, Row
+from stage_checks.cells import ADDS_NOTHING, STEPS, Cell, Row
 
 TASKS = ("vqa", "gqa", "coco")
 WINDOWS = (("vqa", "gqa"), ("gqa", "coco"), ("vqa", "vqa"))  # the tasks of each step
@@ -170,7 +170,8 @@ def check(folder: Path, cell: Cell) -> Row:
     micro_steps = 2 * ROWS // (2 * dist.world_size())
     engine = Engine(model, parameter_groups(model.trainable(), owners, config.optim), config, micro_steps)
     private = [n for n, owner in owners.items() if owner is not None]
-    problems, losses = [] if private else ["no parameter belongs to a task"], []
+    is_wrong = bool(private) == (cell.method in ADDS_NOTHING)
+    problems, losses = ["parameters of single tasks: " + (", ".join(private[:3]) or "none")] if is_wrong else [], []
     before = own_share(engine, private)
     for step, tasks in enumerate(WINDOWS):
         batches = [
