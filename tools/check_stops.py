@@ -1,6 +1,6 @@
 """Stop a run that `deepspeed` has started, through each of its processes, and go on each time with the same command.
 
-    python tools/check_stops.py [--keep DIR] [key=value ...]
+    python tools/check_stops.py [--targets launcher,command,...] [--keep DIR] [key=value ...]
 
 One run of the default recipe on the smallest miniworld, on two ranks, gets a SIGTERM five times: to rank 0, to rank 1, to
 the node's launcher, to the command that was typed, and to its whole process group. Each time all processes have to be gone
@@ -28,7 +28,7 @@ from check_kills import PATIENCE_SECONDS, ROOT, SMALL, _free_port, differences, 
 
 from mtvl.checkpoint import find_resumable
 from mtvl.data.miniworld.write import ensure_miniworld
-from mtvl.errors import ConfigError, MtvlError
+from mtvl.errors import ConfigError, MtvlError, near_names
 
 STEPS, EVERY = 60, 10
 LIMIT_SECONDS = 25.0
@@ -133,14 +133,14 @@ def stop(home: Path, run: Path, overrides: Sequence[str], target: str, after: in
     return [f"SIGTERM to {target}: {fault}" for fault in faults]
 
 
-def check(home: Path, overrides: Sequence[str]) -> list[str]:
+def check(home: Path, targets: Sequence[str], overrides: Sequence[str]) -> list[str]:
     """All stops in one run; what is wrong."""
     ensure_miniworld(home / "world", size="tiny", progress=lambda _: None)
     to_the_end(home, home / "undisturbed", overrides)
     print(f"undisturbed: {STEPS} steps", flush=True)
     run, faults = home / "stopped", []
-    for number, target in enumerate(TARGETS):
-        faults += stop(home, run, overrides, target, after=4 + (STEPS - 10) // len(TARGETS) * number)
+    for number, target in enumerate(targets):
+        faults += stop(home, run, overrides, target, after=4 + (STEPS - 10) // len(targets) * number)
     to_the_end(home, run, overrides)
     return faults + differences(run, home / "undisturbed", STEPS)
 
@@ -148,18 +148,22 @@ def check(home: Path, overrides: Sequence[str]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", default=",".join(TARGETS), help="who gets the signals, in this order")
     parser.add_argument("--keep", type=Path, default=None, metavar="DIR", help="an empty folder, in which all stays")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. engine.file=ds_configs/zero3.json")
     args = parser.parse_intermixed_args(arguments)
     if stray := [text for text in args.overrides if "=" not in text]:
         parser.error(f"expected key=value, found {stray[0]!r}")
+    targets = [target.strip() for target in args.targets.split(",") if target.strip()]
+    if unknown := [target for target in targets if target not in TARGETS] or ([] if targets else [""]):
+        parser.error(f"unknown target {unknown[0]!r}; {near_names(unknown[0], TARGETS)}")
     with contextlib.ExitStack() as stack:
         try:
             if args.keep is not None and args.keep.exists() and any(args.keep.iterdir()):
                 raise ConfigError(f"--keep expects an empty folder, {args.keep} holds files")
             home = args.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mtvl_stops_")))
             home.mkdir(parents=True, exist_ok=True)
-            faults = check(home.resolve(), args.overrides)
+            faults = check(home.resolve(), targets, args.overrides)
         except MtvlError as error:
             print(f"check_stops: error: {error}", file=sys.stderr)
             return 2

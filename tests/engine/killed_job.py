@@ -31,7 +31,7 @@ from mtvl.report import JsonLines
 from mtvl.saving import Saver
 from mtvl.types import Batch
 
-STEPS, EVERY, ROWS, SLOTS, MICRO = 14, 3, 8, 2, 2
+STEPS, EVERY, ROWS, SLOTS, MICRO = 8, 2, 8, 2, 2
 SIZES = {"a": 11, "b": 7, "c": 5}  # epochs end inside slots
 SCHEDULE = Schedule(SIZES, MixtureConfig(law="equal", slots=SLOTS, block=7), ROWS, 3)
 IDENTITY = {"schedule": SCHEDULE.fingerprint}

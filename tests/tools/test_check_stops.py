@@ -21,6 +21,9 @@ def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit, match="2"):
         check_stops.main(["zero3"])
     assert "expected key=value, found 'zero3'" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        check_stops.main(["--targets", "rank 0,launchr"])
+    assert "unknown target 'launchr'; did you mean 'launcher'?" in capsys.readouterr().err
 
 
 def test_processes_of_a_launch_are_known_by_their_session(tmp_path: Path) -> None:
