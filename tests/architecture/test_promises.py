@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -20,15 +21,17 @@ def promises(text: str) -> dict[int, list[tuple[str, str]]]:
     return found
 
 
+@functools.cache
+def tests_of(file: str) -> frozenset[str]:
+    """Names of the tests in a file below tests/; none when there is no such file."""
+    path = ROOT / "tests" / file
+    body = ast.parse(path.read_text(encoding="utf-8")).body if path.is_file() else []
+    return frozenset(n.name for n in body if isinstance(n, ast.FunctionDef) and n.name.startswith("test_"))
+
+
 def missing(named: list[tuple[str, str]]) -> list[str]:
     """What no file of tests/ defines."""
-    absent = []
-    for file, test in named:
-        path = ROOT / "tests" / file
-        tree = ast.parse(path.read_text(encoding="utf-8")) if path.is_file() else ast.Module([], [])
-        if not test.startswith("test_") or test not in {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}:
-            absent.append(f"{file}::{test}")
-    return absent
+    return [f"{file}::{test}" for file, test in named if test not in tests_of(file)]
 
 
 def test_every_promise_names_tests_that_exist() -> None:
