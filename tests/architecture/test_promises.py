@@ -22,7 +22,7 @@ def promises(text: str) -> dict[int, list[tuple[str, str]]]:
 
 
 @functools.cache
-def tests_of(file: str) -> frozenset[str]:
+def defined_in(file: str) -> frozenset[str]:
     """Names of the tests in a file below tests/; none when there is no such file."""
     path = ROOT / "tests" / file
     body = ast.parse(path.read_text(encoding="utf-8")).body if path.is_file() else []
@@ -31,7 +31,7 @@ def tests_of(file: str) -> frozenset[str]:
 
 def missing(named: list[tuple[str, str]]) -> list[str]:
     """What no file of tests/ defines."""
-    return [f"{file}::{test}" for file, test in named if test not in tests_of(file)]
+    return [f"{file}::{test}" for file, test in named if test not in defined_in(file)]
 
 
 def test_every_promise_names_tests_that_exist() -> None:
