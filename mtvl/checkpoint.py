@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mtvl import dist
-from mtvl.errors import CheckpointError, MtvlError
+from mtvl.errors import CheckpointError, ConfigError, MtvlError, near_names
 
 FORMAT = 1
 FOLDER, MANIFEST, STATE, DONE = "checkpoints", "manifest.json", "state.json", "DONE"
@@ -197,8 +197,13 @@ def resolve_resume(mode: str, run: Path) -> tuple[Path, int] | None:
     return found
 
 
-def read_state(folder: Path, fingerprints: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Content of `state.json`; with `fingerprints` given, CheckpointError names the first that differs, with values."""
+def read_state(
+    folder: Path, fingerprints: Mapping[str, str] | None = None, allowed: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Content of `state.json`; with `fingerprints` given, CheckpointError names the first that differs, with values.
+
+    Those of the names `allowed` may differ, with a warning each; ConfigError when nothing is called so.
+    """
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
@@ -206,14 +211,27 @@ def read_state(folder: Path, fingerprints: Mapping[str, str] | None = None) -> d
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{folder / STATE}: expected format {FORMAT}, found {state.get('format')}")
     if fingerprints is not None:
-        saved = state["fingerprints"]
-        for name in [*saved, *(n for n in fingerprints if n not in saved)]:
-            if saved.get(name) != fingerprints.get(name):
-                raise CheckpointError(
-                    f"{folder} belongs to another run: '{name}' was {saved.get(name, '(absent)')} when it was saved "
-                    f"and is {fingerprints.get(name, '(absent)')} now; give another --run, or delete the folder to start again"
-                )
+        _compare(folder, state["fingerprints"], fingerprints, frozenset(allowed))
     return state
+
+
+def _compare(folder: Path, saved: Mapping[str, str], now: Mapping[str, str], allowed: frozenset[str]) -> None:
+    names = list(dict.fromkeys((*saved, *now)))
+    for unknown in sorted(allowed.difference(names)):
+        raise ConfigError(
+            f"'checkpoint.allow' names '{unknown}', which is no item of a run; {near_names(unknown, names)}"
+        )
+    for name in (n for n in names if saved.get(n) != now.get(n)):
+        difference = (
+            f"'{name}' was {saved.get(name, '(absent)')} when it was saved and is {now.get(name, '(absent)')} now"
+        )
+        if name not in allowed:
+            raise CheckpointError(
+                f"{folder} belongs to another run: {difference}; give another --run, delete the folder to start again, or go "
+                f"on all the same with \"checkpoint.allow=['{name}']\""
+            )
+        if dist.is_main():
+            log.warning("%s: %s, as checkpoint.allow lets it", folder, difference)
 
 
 def retain(run: Path, keep_last: int, protected: Iterable[int] = (), newest: int | None = None) -> list[int]:

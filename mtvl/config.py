@@ -153,6 +153,7 @@ class CheckpointConfig:
     keep_last: int = 2
     keep_best: bool = True
     background: bool = True  # written while training goes on; rank 0 holds a copy of the state meanwhile
+    allow: tuple[str, ...] = ()  # items of a run's identity, by name, that a resume may find changed; each is warned of
 
 
 @dataclass(frozen=True)

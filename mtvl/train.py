@@ -123,7 +123,7 @@ class Run:
             self.say(f"no checkpoint in {self.folder}: starting fresh")
             return
         checkpoint, self.first = found
-        progress = read_state(checkpoint, self.identity)["progress"]
+        progress = read_state(checkpoint, self.identity, self.config.checkpoint.allow)["progress"]
         self.engine.load(checkpoint)
         if self.model.pairs is not None:
             self.model.pairs.resume(read_tensors(checkpoint / PAIRS))

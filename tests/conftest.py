@@ -252,7 +252,8 @@ LONGEST_FIRST = (
     "engine/test_engine.py", "integration/test_joint_training.py", "integration/test_scale.py",
     "integration/test_blip_training.py", "integration/test_real_model.py", "integration/test_answers_from_a_list.py",
     "compare/test_comparison_runs.py", "test_reference.py", "tools/test_check_kills.py", "tools/test_params_table.py",
-    "engine/test_watch.py", "tools/test_recipes.py", "engine/test_leftovers.py", "metrics/test_check_metrics.py",
+    "engine/test_kills.py", "engine/test_watch.py", "tools/test_recipes.py", "engine/test_leftovers.py", "engine/test_stopping.py",
+    "metrics/test_check_metrics.py",
     "contracts/test_mixed.py", "tools/test_fuzz_inputs.py", "metrics/test_captions_metric.py",
 )  # fmt: skip
 

@@ -5,9 +5,10 @@
 Each run is the default recipe on the smallest miniworld, cut to seconds, with dropout and with many saves. It gets one to
 three SIGKILLs: after a random time (also while it starts), at a random step, or while a checkpoint is being written; with
 several ranks all of them are killed, or one, and then the others have to end by themselves. It then has to end with the
-same bits in every trained tensor and moment, with the same log without gaps or repeats, and without leftovers. Processes
-are forked from one that has imported everything; `--fresh` starts new interpreters, as users do. A run is repeated by its
-seed and number (`--only N`), up to the time that the machine takes. Exit code 1 when a run differs.
+same bits in every trained tensor and moment, with the same log without gaps or repeats, and without leftovers on the disk
+or in shared memory. Processes are forked from one that has imported everything; `--fresh` starts new interpreters, as
+users do. A run is repeated by its seed and number (`--only N`), up to the time that the machine takes. Exit code 1 when a
+run differs.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from mtvl.errors import ConfigError, MtvlError
 from mtvl.report import format_seconds
 
 ROOT = Path(__file__).resolve().parents[1]
+SHARED_MEMORY = Path("/dev/shm")
 STEPS = 20
 MOMENTS = ("time", "step", "save")
 PATIENCE_SECONDS = 180.0  # a start that takes longer hangs
@@ -189,10 +191,10 @@ def to_the_end(setup: Setup, run: Path, *overrides: str) -> None:
         raise MtvlError(f"ended with code {max(attempt.codes.values(), key=abs)}:\n{tail}")
 
 
-def differences(run: Path, straight: Path) -> list[str]:
-    """What differs from the undisturbed run."""
+def differences(run: Path, straight: Path, num_steps: int = STEPS) -> list[str]:
+    """What differs from the undisturbed run of `num_steps` steps."""
     faults = []
-    for name in (f"checkpoints/step_{STEPS}/engine.safetensors", "export/adapter.safetensors"):
+    for name in (f"checkpoints/step_{num_steps}/engine.safetensors", "export/adapter.safetensors"):
         ours, theirs = load_file(run / name), load_file(straight / name)
         other = [
             k for k in sorted({*ours, *theirs}) if k not in ours or k not in theirs or not _same(ours[k], theirs[k])
@@ -201,7 +203,7 @@ def differences(run: Path, straight: Path) -> list[str]:
             faults.append(f"{len(other)} of {len(theirs)} tensors in {name}, e.g. {other[0]}")
     logs = [_records(folder) for folder in (run, straight)]
     steps = [r["step"] for r in logs[0]]
-    if steps != list(range(1, STEPS + 1)):
+    if steps != list(range(1, num_steps + 1)):
         faults.append(f"the steps in the log are {steps}")
     elif logs[0] != logs[1]:
         first = next(a["step"] for a, b in zip(*logs, strict=True) if a != b)
@@ -248,8 +250,14 @@ def one_run(setup: Setup, number: int, seed: int, kills: int, whole_seconds: flo
     return places, faults
 
 
+def shared_memory() -> set[str]:
+    """Segments that ranks of this user have left in shared memory."""
+    return {p.name for p in SHARED_MEMORY.glob(f"deepspeed_*_{os.getuid()}_*")}
+
+
 def check(setup: Setup, numbers: Sequence[int], seed: int, kills: int = 0) -> int:
-    """All runs; returns how many were as undisturbed."""
+    """All runs; returns how many were as undisturbed. MtvlError when they left segments in shared memory."""
+    segments = shared_memory()
     ensure_miniworld(setup.home / "world", size="tiny", progress=lambda _: None)
     to_the_end(setup, setup.home / "warm_up", "train.steps=1")  # computes the features
     begin = time.monotonic()
@@ -270,6 +278,8 @@ def check(setup: Setup, numbers: Sequence[int], seed: int, kills: int = 0) -> in
     print(
         f"{good} of {len(numbers)} runs ended with the same bits and the same log; kills: {sum(kinds.values())} ({counts})"
     )
+    if left := shared_memory() - segments:
+        raise MtvlError(f"{len(left)} segments were left in {SHARED_MEMORY}, e.g. {min(left)}")
     return good
 
 

@@ -122,6 +122,43 @@ def test_nothing_asks_for_the_name_of_a_task(file: str) -> None:
     assert not lines, f"{file}, lines {lines}"
 
 
+def reentrant_recomputes(source: str) -> list[int]:
+    """Lines that ask torch or transformers for recompute without `use_reentrant=False`."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if name in ("checkpoint", "checkpoint_sequential"):
+            given = [k.value for k in node.keywords if k.arg == "use_reentrant"]
+        elif name == "gradient_checkpointing_enable":
+            tables = [n for n in ast.walk(node) if isinstance(n, ast.Dict)]
+            given = [
+                value for t in tables for key, value in zip(t.keys, t.values, strict=True)
+                if isinstance(key, ast.Constant) and key.value == "use_reentrant"
+            ]  # fmt: skip
+        else:
+            continue
+        if not given or any(not isinstance(v, ast.Constant) or v.value is not False for v in given):
+            lines.append(node.lineno)
+    return lines
+
+
+def test_recompute_is_never_reentrant() -> None:
+    """That kind gives adapters behind a frozen first layer no gradient."""
+    users = 0
+    for file in code_files():
+        source = file.read_text(encoding="utf-8")
+        users += "use_reentrant" in source
+        assert not reentrant_recomputes(source), file
+    assert users >= 2
+    bad = ("checkpoint(f, x)", "c.checkpoint(f, x, use_reentrant=True)", "m.gradient_checkpointing_enable()",
+           "m.gradient_checkpointing_enable({'use_reentrant': True})")  # fmt: skip
+    assert all(reentrant_recomputes(text) == [1] for text in bad)
+    good = ("checkpoint(f, x, use_reentrant=False)", "m.gradient_checkpointing_enable({'use_reentrant': False})")
+    assert not any(reentrant_recomputes(text) for text in good)
+
+
 def test_the_checkers_find_what_they_should() -> None:
     body = "\n".join(["    x = 1"] * 45)
     source = (

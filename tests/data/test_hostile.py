@@ -215,7 +215,7 @@ def packed(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-@pytest.mark.parametrize("name", ["../../../secret.tar", "/etc/passwd", "a/b.tar", "", ".."])
+@pytest.mark.parametrize("name", ["../../../secret.tar", "/etc/passwd", "a/b.tar", "pipe:touch ../escaped", "", ".."])
 def test_an_index_names_files_of_its_own_folder(packed: Path, name: str) -> None:
     index = packed / "vqa" / "train" / "index.json"
     content = json.loads(index.read_text())

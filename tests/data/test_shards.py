@@ -10,7 +10,10 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -167,10 +170,10 @@ class Colours:
         return torch.from_numpy(np.stack(means))[:, None]
 
 
-def make_loader(examples: Mapping[str, Sequence[Example]], rank: int, world: int) -> Loader:
+def make_loader(examples: Mapping[str, Sequence[Example]], rank: int, world: int, workers: int = 0) -> Loader:
     config = RunConfig(
         tasks=tuple(examples),
-        data=DataConfig(workers=0),
+        data=DataConfig(workers=workers),
         mixture=MixtureConfig(law="equal", slots=1, block=6),
         train=TrainConfig(global_batch=7, micro_batch=3),
     )
@@ -196,6 +199,33 @@ def test_batches_equal_those_from_folders_on_any_number_of_ranks(examples: list[
             one, two = make_loader(folders, rank, world), make_loader(packed, rank, world)
             for step in (0, 1, 2, 8, 15, 16, 40):  # 40 steps are 7 epochs of vqa and 28 of coco
                 assert_same(one.step(step), two.step(step))
+
+
+def test_uneven_tasks_in_few_shards_starve_no_rank(examples: list[Example], tmp_path: Path) -> None:
+    """3, 10 and 1001 examples in one shard each, six ranks of two workers: all make every step, side by side."""
+    world, steps, patience_seconds = 6, 20, 5.0
+    sizes = {"vqa": 1001, "coco": 10, "nlvr2": 3}
+    given = {
+        name: [replace(examples[i % 20], task=name, uid=f"{name}{i}") for i in range(size)]
+        for name, size in sizes.items()
+    }
+    for name, rows in given.items():
+        plan = make_plan(rows, FileMedia(), SETTINGS, Options(once=True))
+        assert len(write_split(tmp_path, name, "train", rows, FileMedia(), plan, settings=SETTINGS).shards) == 1
+    packed = {name: shards.read(tmp_path, name, "train") for name in given}
+    in_step, made = threading.Barrier(world), Counter[int]()  # broken when a rank is waited for too long
+
+    def train(rank: int) -> None:
+        loader = make_loader(packed, rank, world, workers=2)
+        for step, batches in loader.iterate(0, steps):
+            assert len(batches) == loader.micro_steps and step == made[rank]
+            made[rank] += 1
+            in_step.wait(patience_seconds)
+
+    with ThreadPoolExecutor(world) as pool:
+        for future in [pool.submit(train, rank) for rank in range(world)]:
+            future.result()
+    assert made == dict.fromkeys(range(world), steps)
 
 
 def add_empty_shard(index: shards.Index) -> None:

@@ -20,11 +20,13 @@ import torch
 from deepspeed.runtime.zero import GatheredParameters
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from toy_model import TASKS, Toy, split, toy_groups, toy_slot
+from toy_model import TASKS, Toy, part_of, split, toy_groups, toy_slot
 
 from mtvl import dist
 from mtvl.agreement import check_ranks
 from mtvl.config import EngineConfig, MixtureConfig, OptimConfig, RunConfig, TrainConfig
+from mtvl.data.rows import without_rows
+from mtvl.data.schedule import Slot, num_micro_steps, slice_slot
 from mtvl.engine import Engine, finish
 from mtvl.errors import CheckpointError, EngineError
 from mtvl.types import Batch
@@ -145,6 +147,83 @@ def parity(stage: str, optimizer: str, slots: int, micro_per_slot: int, clip: fl
     }
 
 
+def one_step(config: RunConfig, batches: list[Batch]) -> tuple[dict[str, torch.Tensor], Any]:
+    """Gradients of one step by the engine, read off a step of SGD at rate 1, and the step's report."""
+    model = Toy()
+    config = replace(config, optim=replace(config.optim, name="sgd", lr=1.0, weight_decay=0.0, clip_norm=0.0))
+    engine = Engine(model, toy_groups(model), config, len(batches))
+    before = {n: engine.masters.get(n) for n in engine.masters.parameters}
+    report = engine.train_step(0, batches)
+    return {n: before[n] - engine.masters.get(n) for n in before}, report
+
+
+def gradients(slot: Batch, pictures: int | None = None) -> tuple[dict[str, torch.Tensor], float]:
+    """Gradients and loss of a whole slot in plain PyTorch; of its pictures only the first `pictures` send gradients."""
+    model = Toy()
+    model.set_task(slot.task)
+    trunk, calls = model.trunk, 0
+
+    def some(x: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return trunk(x) if pictures is None or calls <= pictures else trunk(x).detach()
+
+    model.trunk = some  # type: ignore[method-assign]
+    loss = model(slot)
+    loss.backward()
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, float(loss.detach())
+
+
+def summed(parts: list[dict[str, torch.Tensor]], names: Any) -> dict[str, torch.Tensor]:
+    """The sum of several sets of gradients; zeros for a parameter that is in none."""
+    start = dict(Toy().named_parameters())
+    return {n: sum((part[n] for part in parts if n in part), torch.zeros_like(start[n])) for n in names}
+
+
+def together(stage: str) -> dict[str, Any]:
+    """One step of all tasks, of which two have fewer rows than there are pieces: against each task by itself."""
+    config = replace(make_config(stage, slots=3), train=TrainConfig(steps=1, global_batch=ROWS, micro_batch=3))
+    slots = [toy_slot(900 + i, t, rows, 3, w) for i, (t, rows, w) in enumerate((("a", 1, 1.0), ("b", 12, 0.5), ("c", 3, 2.0)))]  # fmt: skip
+    num_micro = num_micro_steps(ROWS, 3, dist.world_size())
+    batches, fillers = [], 0
+    for slot in slots:
+        rows = tuple(range(len(slot.uids)))
+        for micro in range(num_micro):
+            piece = slice_slot(Slot(slot.task, rows, rows), dist.rank(), dist.world_size(), micro, num_micro)
+            batch = part_of(slot, piece.ids[0], piece.ids[-1] + 1)
+            batches.append(without_rows(batch, [0]) if piece.is_filler else batch)
+            fillers += piece.is_filler
+    found, report = one_step(config, batches)
+    alone = [gradients(slot) for slot in slots]
+    expected = summed([grads for grads, _ in alone], found)
+    own_rows = [sum(bool(u) for b in batches if b.task == "a" for u in b.uids)]
+    return {
+        "loss": abs(report.loss - sum(loss for _, loss in alone)),
+        "gradient": max(float((found[n] - expected[n]).abs().max()) for n in found),
+        "smallest": min(float(g.abs().max()) for g in expected.values()),
+        "rows": dict(report.num_examples),
+        "rows_of_a": dist.gather_objects(own_rows[0]),
+        "fillers": dist.gather_objects(fillers),
+    }
+
+
+def twice(stage: str) -> dict[str, Any]:
+    """Gradients of steps in which every adapter runs twice, relative to their size; and of half of the calls."""
+    config = make_config(stage, slots=2)
+    slots = [toy_slot(700 + i, "c", ROWS, 2, 1.0) for i in range(2)]
+    found, _ = one_step(config, split(slots, dist.rank(), dist.world_size(), 1))
+    whole = summed([gradients(slot)[0] for slot in slots], found)
+    half = summed([gradients(slot, pictures=1)[0] for slot in slots], found)
+    private = [n for n in found if ".adapters.c." in n]
+    norm = lambda x: float(x.norm())  # noqa: E731
+    return {
+        "worst": max(norm(found[n] - whole[n]) / norm(whole[n]) for n in private),
+        "half": min(norm(half[n] - whole[n]) / norm(whole[n]) for n in private),
+        "others": max(norm(found[n]) for n in found if ".adapters.a." in n or ".adapters.b." in n),
+        "tensors": len(private),
+    }
+
+
 def idle(stage: str, optimizer: str) -> dict[str, Any]:
     """What moves in steps of other tasks after a task has been trained."""
     engine = make_engine(make_config(stage, optimizer, clip=0.0))
@@ -234,10 +313,10 @@ def different_recipes() -> dict[str, Any]:
     return {"messages": messages, "seconds": time.monotonic() - started}
 
 
-def dead_task(stage: str) -> dict[str, Any]:
+def dead_task(stage: str, dead: str = "b", **toy: Any) -> dict[str, Any]:
     """A task whose own parameters silently drop out of the graph, and zero-started adapters, which must pass."""
-    engine = make_engine(make_config(stage), zero=True)
-    engine.module.dead_task = "b"
+    engine = make_engine(make_config(stage), zero=True, **toy)
+    engine.module.dead_task = dead
     try:
         run(engine, range(16))
     except EngineError as error:
@@ -362,6 +441,8 @@ def cells() -> dict[str, Callable[[], dict[str, Any]]]:
             table[name] = lambda s=stage, o=optimizer, c=clip, k=slots, m=micro: parity(s, o, k, m, c)
         table[f"resume {stage}"] = lambda s=stage: resume(s)
         if several:
+            table[f"together {stage}"] = lambda s=stage: together(s)
+            table[f"twice {stage}"] = lambda s=stage: twice(s)
             table[f"idle {stage} adamw"] = lambda s=stage: idle(s, "adamw")
             table[f"not_finite {stage}"] = lambda s=stage: not_finite(s)
             table[f"disagreement {stage}"] = lambda s=stage: disagreement(s)
@@ -369,14 +450,17 @@ def cells() -> dict[str, Callable[[], dict[str, Any]]]:
             table[f"idle {stage} sgd"] = lambda s=stage: idle(s, "sgd")
             table[f"parity {stage} recompute"] = lambda s=stage: parity(s, "adamw", 3, 1, 0.5, recompute=True)
             table[f"dead_task {stage}"] = lambda s=stage: dead_task(s)
+            table[f"reentrant {stage}"] = lambda s=stage: dead_task(s, dead="", recompute=True, reentrant=True)
             saved = FOLDER / f"resume_{STAGES[(STAGES.index(stage) + 1) % 4]}_2"
             table[f"elsewhere {stage}"] = lambda s=stage, f=saved: elsewhere(s, f)
     table["different_recipes"] = different_recipes
     if not several:
         table["foreign zero2"] = lambda: foreign("zero2")
+        table["together zero2"] = lambda: together("zero2")
     for stage in ("zero2_bf16", "zero3_bf16"):
         if several:
             table[f"low_precision {stage}"] = lambda s=stage: low_precision(s)
+            table[f"twice {stage}"] = lambda s=stage: twice(s)
         else:
             table[f"resume {stage}"] = lambda s=stage: resume(s)
     for number in (1, 2, 3) if several else ():

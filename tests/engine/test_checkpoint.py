@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
+import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mtvl import checkpoint as cp
-from mtvl.errors import CheckpointError
+from mtvl.errors import CheckpointError, ConfigError
+from mtvl.saving import Saver
 
 PRINTS = {"base": "sha256:1", "plan": "p1", "tasks": "a,b", "groups": "g"}
 
@@ -109,6 +113,18 @@ def test_other_run_is_refused_by_name(tmp_path: Path, item: str) -> None:
         cp.read_state(folder, current)
 
 
+def test_what_is_allowed_may_differ_and_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write(tmp_path, 1)
+    other = {**PRINTS, "tasks": "a", "plan": "p2"}
+    with pytest.raises(CheckpointError, match=r"'plan' was p1 .* is p2 now.*\"checkpoint\.allow=\['plan'\]\""):
+        cp.read_state(folder, other, ["tasks"])
+    with caplog.at_level(logging.WARNING):
+        assert cp.read_state(folder, other, ["tasks", "plan"])["step"] == 1
+    assert "'tasks' was a,b when it was saved and is a now, as checkpoint.allow lets it" in caplog.text
+    with pytest.raises(ConfigError, match=r"names 'taks', which is no item of a run; did you mean 'tasks'"):
+        cp.read_state(folder, PRINTS, ["taks"])
+
+
 def test_failing_writer_leaves_the_old_ones(tmp_path: Path) -> None:
     folder = write(tmp_path, 1)
 
@@ -191,6 +207,82 @@ def test_a_kill_at_any_point_leaves_a_whole_checkpoint(
         assert not [p.name for p in (run / "checkpoints").iterdir() if p.suffix], moment
     assert moments > 15
     assert cp.steps_of(run) == [2 if again else 3]  # the last one was not killed
+
+
+class FaultPoints:
+    """Counts what a process does to files while it saves, and kills it, by SIGKILL, before the action of one number."""
+
+    def __init__(self, deadly: int) -> None:
+        self.deadly, self.seen = deadly, 0
+
+    def point(self) -> None:
+        if self.seen == self.deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.seen += 1
+
+    def install(self) -> None:
+        """For the rest of this process, in all its threads."""
+        for owner, name in ((os, "replace"), (os, "fsync"), (os, "mkdir"), (os, "unlink"), (os, "rmdir"), (Path, "write_text")):  # fmt: skip
+            real = getattr(owner, name)
+
+            def call(*arguments: object, _real: Callable[..., object] = real, **named: object) -> object:
+                self.point()
+                return _real(*arguments, **named)
+
+            setattr(owner, name, call)
+
+
+def save_and_count(run: Path, deadly: int) -> None:
+    """What a run does after step 3: a checkpoint in a thread, in two files of several writes; then the old ones go."""
+    points = FaultPoints(deadly)
+    points.install()
+
+    def writer(folder: Path) -> None:
+        for name in ("a.bin", "b.bin"):
+            with (folder / name).open("wb") as file:
+                for _ in range(4):  # killed here, a shard is half written
+                    points.point()
+                    file.write(b"3" * 50_000)
+                    file.flush()
+
+    saver = Saver(run, 1, background=True)
+    saver.save(3, lambda: writer, PRINTS, {"samples": 15})
+    saver.wait()
+    (run / "points").write_bytes(str(points.seen).encode())
+
+
+def in_a_process(run: Path, deadly: int) -> int | None:
+    process = multiprocessing.get_context("fork").Process(target=save_and_count, args=(run, deadly))
+    process.start()
+    process.join(60)
+    return process.exitcode
+
+
+def test_ten_sigkills_of_a_rank_that_saves(tmp_path: Path) -> None:
+    """At random points of a save, in a real process: the newest complete checkpoint is there, and nothing of two mixed."""
+
+    def begin(run: Path) -> Path:
+        for step in (1, 2):
+            cp.write_checkpoint(run, step, lambda f, s=step: (f / "a.bin").write_text(str(s) * 200_000), PRINTS)
+        return run
+
+    straight = begin(tmp_path / "straight")
+    assert in_a_process(straight, -1) == 0 and cp.steps_of(straight) == [3]
+    total = int((straight / "points").read_text())
+    found_steps = []
+    for deadly in sorted(random.Random(16).sample(range(total), 10)):
+        run = begin(tmp_path / str(deadly))
+        assert in_a_process(run, deadly) == -signal.SIGKILL, deadly
+        cp.remove_unfinished(run)
+        found = cp.find_resumable(run)
+        assert found is not None and found[1] in (2, 3), (deadly, found)
+        found_steps.append(found[1])
+        for file in found[0].glob("*.bin"):
+            assert file.read_bytes() == str(found[1]).encode() * 200_000, (deadly, file)
+        assert len(list(found[0].glob("*.bin"))) == found[1] - 1
+        assert not [p.name for p in found[0].parent.iterdir() if p.suffix], deadly
+        assert in_a_process(run, -1) == 0 and cp.find_resumable(run) == (run / "checkpoints" / "step_3", 3)
+    assert found_steps == sorted(found_steps) and {*found_steps} == {2, 3}  # before and after the rename
 
 
 def test_kill_between_the_two_renames(tmp_path: Path) -> None:

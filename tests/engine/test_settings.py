@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,11 @@ from pathlib import Path
 import pytest
 from distributed import PROJECT_ROOT, free_port, launch, leftovers, rank_environment
 
-from mtvl.config import EngineConfig, OptimConfig, RunConfig, TrainConfig
+from mtvl.cli import DEFAULT_RECIPE
+from mtvl.config import EngineConfig, OptimConfig, RunConfig, TrainConfig, load_run_config
 from mtvl.engine import process
 from mtvl.engine.settings import OWNED_BY_RECIPE, check_precision, deepspeed_settings, read_engine_file
-from mtvl.errors import EngineError
+from mtvl.errors import ConfigError, EngineError
 
 FILES = sorted((PROJECT_ROOT / "ds_configs").glob("*.json"))
 
@@ -96,6 +98,14 @@ def test_slips_are_refused(tmp_path: Path) -> None:
     (tmp_path / "engine.json").write_text("{")
     with pytest.raises(EngineError, match="not valid JSON"):
         read_engine_file(str(tmp_path / "engine.json"))
+
+
+def test_there_is_no_other_recompute_to_ask_for(tmp_path: Path) -> None:
+    """DeepSpeed's own is reentrant, as torch's was: adapters behind a frozen first layer would get no gradient."""
+    with pytest.raises(EngineError, match="unknown key 'activation_checkpointing'"):
+        read_engine_file(write(tmp_path, activation_checkpointing={"partition_activations": True}))
+    with pytest.raises(ConfigError, match=r"'train\.recompute' expects bool, found 'reentrant'"):
+        load_run_config(DEFAULT_RECIPE, ["vqa"], ["train.recompute=reentrant"])
 
 
 def test_precision_must_agree(tmp_path: Path) -> None:
@@ -219,6 +229,26 @@ def test_incomplete_launcher_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["LOCAL_RANK"] == "1"
     process._set_launcher_variables(0)
     assert os.environ["LOCAL_RANK"] == "1"  # the environment wins
+
+
+def test_a_single_process_takes_a_free_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also below a launcher, whose fixed port another job of this machine may have."""
+    with socket.socket() as other_job:
+        other_job.bind(("127.0.0.1", 0))
+        other_job.listen()
+        taken = str(other_job.getsockname()[1])
+        for given in (
+            {},
+            {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": taken},
+        ):
+            for name in (*process.LAUNCHER_VARIABLES, "LOCAL_RANK"):
+                monkeypatch.delenv(name, raising=False)
+            for name, value in given.items():
+                monkeypatch.setenv(name, value)
+            process._set_launcher_variables(None)
+            assert os.environ["WORLD_SIZE"] == "1" and os.environ["MASTER_PORT"] != taken
+            with socket.socket() as own:
+                own.bind(("127.0.0.1", int(os.environ["MASTER_PORT"])))
 
 
 def test_only_own_shared_memory_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,8 @@ try:
         torch_dist.barrier()
         if rank == 1 and end == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        if rank == 1 and end == "raised":
+            raise ValueError("a slip of the programmer")
         if rank == 1 and end == "asleep":
             time.sleep(100)
         torch_dist.all_reduce(torch.ones(1))
@@ -70,9 +72,12 @@ except MtvlError as error:
 
 @pytest.mark.multiproc
 def test_a_lost_rank_ends_the_others(tmp_path: Path) -> None:
-    """Killed: at once. Asleep: all ranks report within stuck_seconds, and end with the same code."""
+    """Killed, raised: at once. Asleep: all ranks report within stuck_seconds, and end with the same code."""
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)
+    raised = launch(script, 2, ["raised", str(tmp_path)], timeout_seconds=120)
+    assert [end.code for end in raised] == [75, 1], describe(raised)
+    assert "rank 0: another rank has ended" in raised[0].output and "a slip of the programmer" in raised[1].output
     killed = launch(script, 2, ["killed", str(tmp_path)], timeout_seconds=120)
     assert killed[0].code == 75, describe(killed)
     assert "rank 0: another rank has ended" in killed[0].output and "the same command goes on" in killed[0].output

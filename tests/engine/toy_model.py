@@ -47,7 +47,13 @@ class Toy(nn.Module):
     """Rows are features (B, N, 1, WIDTH); the trunk runs once for each of the N pictures. Loss: weighted squared error."""
 
     def __init__(
-        self, seed: int = 0, zero: bool = False, recompute: bool = False, dropout: float = 0.0, noise: float = 0.0
+        self,
+        seed: int = 0,
+        zero: bool = False,
+        recompute: bool = False,
+        dropout: float = 0.0,
+        noise: float = 0.0,
+        reentrant: bool = False,
     ) -> None:
         """`noise` moves the trained parameters away from their start; the frozen ones depend on `seed` alone."""
         super().__init__()
@@ -55,7 +61,7 @@ class Toy(nn.Module):
         self.layers = nn.ModuleList([Layer(zero) for _ in range(LAYERS)])
         self.shared = nn.Linear(WIDTH, 3)
         self.dropout = nn.Dropout(dropout)
-        self.recompute = recompute
+        self.recompute, self.reentrant = recompute, reentrant
         with torch.no_grad():
             for parameter in self.parameters():
                 if noise and parameter.requires_grad:
@@ -69,7 +75,7 @@ class Toy(nn.Module):
 
     def trunk(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
-            x = checkpoint(layer, x, use_reentrant=False) if self.recompute else layer(x)
+            x = checkpoint(layer, x, use_reentrant=self.reentrant) if self.recompute else layer(x)
         return x
 
     def forward(self, batch: Batch) -> torch.Tensor:

@@ -13,7 +13,7 @@ from scale_cells import STEPS, config, train_until
 from mtvl.train import STOPPED_BY_SIGNAL, train
 
 SCRIPT = Path(__file__).with_name("scale_cells.py")
-TOLERANCE = 2e-5  # of losses of 2 to 7; measured worst 6.1e-6 (two threads)
+TOLERANCE = 1e-5  # of losses of 2 to 7; measured worst 6.1e-6 with two threads a rank, 2.8e-7 with one
 
 pytestmark = [pytest.mark.multiproc, pytest.mark.slow]
 

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from mtvl.backbones.clip_config import BUNDLED
 from mtvl.checkpoint import find_resumable
 from mtvl.cli import DEFAULT_RECIPE
 from mtvl.config import RunConfig
@@ -99,6 +100,50 @@ def test_resume_refuses_another_run(recipe: Recipe, straight: Path, tmp_path: Pa
         train(recipe(), straight, resume="never")
     with pytest.raises(CheckpointError):
         train(recipe(), tmp_path / "new", resume=str(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        (["backbone.weights={other_base}"], "base"),
+        (["petl.reduction=5"], "plan"),
+        (["tasks"], "tasks"),
+        (["optim.name=sgd"], "optim"),
+    ],
+    ids=["base", "shapes", "tasks", "optimizer"],
+)
+def test_what_was_changed_is_named(
+    changed: list[str], named: str, recipe: Recipe, straight: Path, tmp_path: Path
+) -> None:
+    """Other base weights (one number of one file), other sizes, other tasks, other groups of the optimizer."""
+    other = tmp_path / "base"
+    if named == "base":
+        shutil.copytree(BUNDLED / "tiny", other)
+        tensors = load_file(str(other / "model.safetensors"))
+        name = next(n for n in sorted(tensors) if "encoder.layers.0.fc1.weight" in n)
+        tensors[name].view(-1)[0] += 1.0
+        save_file(tensors, str(other / "model.safetensors"))
+    tasks, overrides = (
+        (TASKS[:3], []) if changed == ["tasks"] else (TASKS, [c.format(other_base=other) for c in changed])
+    )
+    with pytest.raises(CheckpointError, match=rf"step_12 belongs to another run: '{named}' was .* is .* now"):
+        train(recipe(*overrides, tasks=tasks), straight)
+
+
+def test_a_changed_item_may_be_allowed(
+    recipe: Recipe, straight: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By its name, with a warning; what cannot be loaded stays an error that names the tensor or the optimizer."""
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    longer = ("optim.weight_decay=0.5", "train.steps=13", "checkpoint.allow=[optim,train.steps]")
+    assert train(recipe(*longer), run).code == 0
+    assert losses(run)[:12] == losses(straight) and len(losses(run)) == 13
+    assert "'train.steps' was 12 when it was saved and is 13 now, as checkpoint.allow lets it" in caplog.text
+    with pytest.raises(CheckpointError, match=r"'weight/.*' differs: saved shape \("):
+        train(recipe("petl.reduction=5", "checkpoint.allow=[petl,plan]"), straight)
+    with pytest.raises(CheckpointError, match="saved with optimizer AdamW, this run uses SGD"):
+        train(recipe("optim.name=sgd", "checkpoint.allow=[optim]"), straight)
 
 
 def test_evaluate_scores_every_task_once(recipe: Recipe, straight: Path, world: Path) -> None:
