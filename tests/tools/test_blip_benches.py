@@ -60,7 +60,7 @@ def test_a_step_is_measured_in_a_process() -> None:
 
 
 def test_memory_of_reranking_does_not_grow_with_pictures() -> None:
-    """Held in memory, the tokens alone of 640 pictures would take 32 MiB more than those of 128."""
-    few, many, few_memory, many_memory = rerank.measure_pictures((128, 640), 1)
-    assert few.ratio == 1 and many.median > few.median and many.note == "tokens of all pictures: 40 MiB"
-    assert many_memory.median - few_memory.median < 16
+    """Held in memory, the tokens alone of 1,280 pictures would take 72 MiB more than those of 128; 3 to 17 MiB were seen."""
+    few, many, few_memory, many_memory = rerank.measure_pictures((128, 1280), 1)
+    assert few.ratio == 1 and many.median > few.median and many.note == "tokens of all pictures: 80 MiB"
+    assert many_memory.median - few_memory.median < 36
