@@ -59,11 +59,14 @@ def report(rows: Sequence[Row], as_json: bool) -> int:
                 print(f"     {problem}")
     failed = [row for row in rows if not row.passed]
     print(f"{'FAIL' if failed else 'PASS'} {len(rows) - len(failed)} of {len(rows)} cells agree with plain PyTorch")
-    for kind, micro in (("three steps", False), ("whole runs", True)):
-        if own := [row for row in rows if bool(Cell.parse(row.cell).micro) == micro]:
-            tolerances = " and ".join(f"{t:.0e}" for t in Cell.parse(own[0].cell).tolerances)
-            print(f"     {kind}: largest difference of losses {max(r.loss for r in own):.1e}, of trained tensors "
-                  f"{max(r.tensors for r in own):.1e} (tolerances {tolerances})")  # fmt: skip
+    kinds: dict[tuple[str, tuple[float, float]], list[Row]] = {}
+    for row in rows:
+        cell = Cell.parse(row.cell)
+        kinds.setdefault(("whole runs" if cell.micro else "three steps", cell.tolerances), []).append(row)
+    for (kind, tolerances), own in kinds.items():
+        methods = ", ".join(dict.fromkeys(Cell.parse(row.cell).method for row in own))
+        print(f"     {kind}, {len(own)} cells: largest difference of losses {max(r.loss for r in own):.1e}, of trained tensors "
+              f"{max(r.tensors for r in own):.1e} (tolerances {' and '.join(f'{t:.0e}' for t in tolerances)}): {methods}")  # fmt: skip
     return int(bool(failed))
 
 
