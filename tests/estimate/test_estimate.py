@@ -19,7 +19,8 @@ from mtvl.estimate.report import Work, estimate_rows, layouts, trace_work
 from mtvl.estimate.shapes import largest_batch, rows_of
 from mtvl.estimate.stages import Layout, Sizes, memory, traffic
 from mtvl.estimate.trace import Pass, _Live, fake_tensors, make_fake
-from mtvl.model import build_model, make_plan
+from mtvl.model import Model, build_model, make_plan
+from mtvl.types import Batch
 
 SIZES = Sizes(frozen={"trunk": 4_000_000, "norm": 1_000}, trained={"a": 200_000, "b": 200_000})
 ONE = Pass("vqa", 8, 10**6, 10**9, {"a": 200_000})
@@ -50,20 +51,25 @@ def test_a_task_trains_its_own_parts(work: Work) -> None:
         assert any(f".{task}." in n for n in names) and not any(f".{other}." in n for n in names)
 
 
+def held_by_a_real_pass(model: Model, batch: Batch) -> int:
+    """The same counter on real tensors: most bytes alive beside parameters, their gradients and the batch."""
+    model.set_task(batch.task)
+    live = _Live()
+    for value in [*model.parameters(), *model.buffers(), *(v for v in vars(batch).values() if torch.is_tensor(v))]:
+        live.ignore(value)
+    with live:
+        model(batch).backward()
+    return live.peak - sum(p.grad.numel() * 4 for p in model.parameters() if p.grad is not None)
+
+
 def test_activations_are_what_a_real_pass_holds(config: RunConfig) -> None:
-    """The same counter on real tensors, in float32, with the loss that training takes."""
+    """In float32, with the loss that training takes."""
     rows = rows_of(config, 2)
     model = build_model(config)
     batch = largest_batch(config, "nlvr2", model.backbone, rows)
     assert batch.features.shape[1] == 2
-    model.set_task("nlvr2")
-    live = _Live()
-    for tensor in [*model.parameters(), *model.buffers(), batch.features, batch.source_ids, batch.target_ids]:
-        live.ignore(tensor)
-    with live:
-        model(batch).backward()
-    own = sum(p.grad.numel() * 4 for p in model.parameters() if p.grad is not None)
-    assert trace_work(config, 2).passes["nlvr2"].activation_bytes == pytest.approx(live.peak - own, rel=0.05)
+    held = held_by_a_real_pass(model, batch)
+    assert trace_work(config, 2).passes["nlvr2"].activation_bytes == pytest.approx(held, rel=0.05)
 
 
 def test_the_counter_follows_lifetimes() -> None:
@@ -213,15 +219,9 @@ def test_all_answers_of_a_row_are_counted() -> None:
     model = build_model(all_at_once)
     batch = largest_batch(all_at_once, "vqa", model.backbone, 8)
     assert batch.choice_ids.shape == (8, 3, 12)
-    model.set_task("vqa")
-    live = _Live()
-    for value in [*model.parameters(), *model.buffers(), *(v for v in vars(batch).values() if torch.is_tensor(v))]:
-        live.ignore(value)
-    with live:
-        model(batch).backward()
-    own = sum(p.grad.numel() * 4 for p in model.parameters() if p.grad is not None)
+    held = held_by_a_real_pass(model, batch)
     found = trace_work(all_at_once, 1).passes["vqa"]
-    assert found.activation_bytes == pytest.approx(live.peak - own, rel=0.05)
+    assert found.activation_bytes == pytest.approx(held, rel=0.05)
     assert found.flops > trace_work(drawn, 1).passes["vqa"].flops
 
 
@@ -261,15 +261,9 @@ def test_activations_of_pairs_are_what_a_real_pass_holds() -> None:
     model = build_model(config)
     model.begin_pairs(config.pairs)
     batch = largest_batch(config, "coco_retrieval", model.backbone, rows_of(config, 1))
-    model.set_task("coco_retrieval")
-    live = _Live()
-    for tensor in [*model.parameters(), *model.buffers(), batch.features, batch.source_ids, batch.source_mask]:
-        live.ignore(tensor)
-    with live:
-        model(batch).backward()
-    own = sum(p.grad.numel() * 4 for p in model.parameters() if p.grad is not None)
+    held = held_by_a_real_pass(model, batch)
     found = trace_work(config, 1).passes["coco_retrieval"]
-    assert found.activation_bytes == pytest.approx(live.peak - own, rel=0.05)
+    assert found.activation_bytes == pytest.approx(held, rel=0.05)
     assert found.exchanged_bytes == 0
 
 
