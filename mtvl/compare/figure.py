@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,12 @@ from typing import Any
 from mtvl.compare.place import Box, place_labels
 
 SIZE = 7.0, 5.2  # inches of one panel
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#5B5B5B")  # one a method
+COLOURS = {  # a method looks alike in every figure
+    "full": "#0072B2", "adapter": "#D55E00", "hyperformer": "#009E73", "compacter": "#CC79A7", "lora": "#E69F00",
+    "prompt": "#56B4E9", "uniadapter": "#7A5195", "unitrans": "#5B5B5B",
+}  # fmt: skip
+# Methods without a colour of their own take these in order.
+OTHER_COLOURS = "#8C6D31", "#A60628", "#467821", "#17BECF", "#D4A6C8", "#BCBD22"
 MARKERS = {"all": "o", "up": "s", "down": "D", "none": "^"}  # one a way of sharing
 SHARES = {"all": "one for all tasks", "up": "half-shared", "down": "half-shared", "none": "one for each task"}
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
@@ -46,10 +52,11 @@ def write_figure(summary: Mapping[str, Any], out: Path) -> None:
     with rc_context(style):
         figure = Figure(figsize=(SIZE[0] * len(panels), SIZE[1]), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
-        names = list(dict.fromkeys(r["petl"] for r in rows))
+        others = [name for name in dict.fromkeys(r["petl"] for r in rows) if name not in COLOURS]
+        colours = COLOURS | dict(zip(others, itertools.cycle(OTHER_COLOURS), strict=False))
         for axes, (title, points) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             _axes(axes, title if len(panels) > 1 else "", points)
-            _points(axes, points, {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)})
+            _points(axes, points, colours)
         _legend(figure, rows)
         if summary["title"]:
             figure.suptitle(summary["title"], fontsize=11)
