@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from mtvl import dist
-from mtvl.errors import ConfigError
+from mtvl.errors import ConfigError, EngineError
 from mtvl.metrics.retrieval import ranks_of_truth
 from mtvl.steps.reranking import OUTSIDE
 from mtvl.steps.retrieval import Pairs, fuse_pairs
@@ -106,7 +106,7 @@ class TokenFile:
     """Image tokens in a file, not in memory: rows of one shape, written in order and read by number."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("w+b")
+        self._file = path.open("w+b", buffering=0)  # what a full disk refuses is refused by the write, not later
         self._shape: tuple[int, ...] = ()
 
     def __enter__(self) -> TokenFile:
@@ -116,10 +116,18 @@ class TokenFile:
         self._file.close()
 
     def append(self, tokens: torch.Tensor) -> None:
-        """Rows (n, N, P, D), as float32, behind those before."""
+        """Rows (n, N, P, D), as float32, behind those before; EngineError where the disk takes no more."""
         self._shape = tuple(tokens.shape[1:])
+        data = tokens.float().cpu().contiguous().numpy().tobytes()
         self._file.seek(0, os.SEEK_END)
-        self._file.write(tokens.float().cpu().contiguous().numpy().tobytes())
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise EngineError(
+                f"image tokens cannot be written to {self._file.name} ({error}); a picture or video takes "
+                f"{len(data) // len(tokens):,} bytes there until its split is scored: give a folder on a larger disk with the "
+                "environment variable TMPDIR"
+            ) from None
 
     def read(self, rows: Sequence[int]) -> torch.Tensor:
         """Rows (n, N, P, D) float32 with these numbers."""

@@ -12,6 +12,7 @@ import torch
 from distributed import launch_ok
 
 from mtvl.backbones.blip import BlipBackbone, BlipConfig
+from mtvl.errors import EngineError
 from mtvl.retrieving import TokenFile, retrieve
 from mtvl.steps.reranking import rerank
 from mtvl.types import Batch, Decoding, Example, Segment, Visual
@@ -126,3 +127,10 @@ def test_tokens_are_read_from_their_file_by_number(tmp_path: Path) -> None:
         assert torch.equal(file.read([1, 0]), rows[[1, 0]])
         file.append(rows[2:].double())
         assert torch.equal(file.read([4, 0, 2]), rows[[4, 0, 2]])
+
+
+def test_a_full_disk_says_where_to_put_the_tokens() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    with TokenFile(Path("/dev/full")) as file, pytest.raises(EngineError, match=r"/dev/full.*48 bytes.*TMPDIR"):
+        file.append(torch.zeros(2, 1, 3, 4))
