@@ -17,7 +17,8 @@ from mtvl.engine import Engine
 from mtvl.errors import CheckpointError, ConfigError
 from mtvl.evaluate import evaluate
 from mtvl.model import build_model
-from mtvl.train import PAIRS, STOPPED_BY_SIGNAL, train
+from mtvl.objectives.contrast import TEMPERATURE_RANGE
+from mtvl.train import PAIRS, STOPPED_BY_SIGNAL, Run, train
 
 RECIPE = Path(__file__).parents[2] / "launch" / "recipes" / "tiny_blip.yaml"
 TASKS = ["vqa", "nlvr2", "coco", "tvqa", "coco_retrieval"]  # one or two pictures, no text, a video, pairs
@@ -107,6 +108,22 @@ def test_one_checkpoint_answers_all(straight: Path, capsys: pytest.CaptureFixtur
     assert {n: r["score"] for n, r in mixed.items()} == {n: results[n]["score"] for n in mixed}
 
 
+def test_retrieval_with_partitioned_weights_is_refused_before_anything_is_read(straight: Path) -> None:
+    """Ranks make as many passes as they have pairs to match, and would wait for each other for ever."""
+    with pytest.raises(ConfigError, match="'coco_retrieval' is answered over a whole split.*partitioned=false"):
+        evaluate(straight, ["vqa", "coco_retrieval"], out=straight / "split.json",
+                 overrides=["evaluate.partitioned=true", "engine.file=ds_configs/zero3.json"])  # fmt: skip
+    assert not (straight / "split.json").exists()
+
+
+def test_a_trained_temperature_stays_in_its_range(recipe: Recipe, tmp_path: Path) -> None:
+    """Also its master, which ZeRO-2 keeps apart from what the model clamps: one step of 0.5 leaves the range either way."""
+    one = ("train.steps=1", "optim.lr=0.5", "optim.warmup_ratio=0.0", "engine.file=ds_configs/zero2.json")
+    train(recipe(*one, tasks=["coco_retrieval"]), tmp_path / "run")
+    trained = load_file(str(tmp_path / "run" / "export" / "adapter.safetensors"))["backbone.temperature.value"]
+    assert min(abs(float(trained) - end) for end in TEMPERATURE_RANGE) < 1e-6
+
+
 def test_frames_are_weighted_by_a_text(recipe: Recipe, tmp_path: Path) -> None:
     """Without a parameter more, and for all three rules."""
     for rule in ("paper", "cosine", "as_coded"):
@@ -144,6 +161,21 @@ def test_what_cannot_be_trained_says_why(
 def test_another_queue_is_another_run(recipe: Recipe, straight: Path) -> None:
     with pytest.raises(CheckpointError, match="'pairs' was"):
         train(recipe("pairs.queue_size=32"), straight)
+
+
+def test_other_rows_of_a_micro_batch_are_warned_of(
+    recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They change the loss on pairs, and no other one."""
+    run = tmp_path / "run"
+    assert train(recipe("train.steps=1", tasks=["coco_retrieval"]), run).code == 0
+    for micro, warnings in ((2, 0), (4, 1)):
+        resumed = Run(recipe("train.steps=1", f"train.micro_batch={micro}", tasks=["coco_retrieval"]), run)
+        resumed.resume("auto")
+        resumed.saver.close()
+        found = [r.getMessage() for r in caplog.records if "rows of a micro-batch" in r.getMessage()]
+        assert len(found) == warnings
+    assert "were 2 on each of 1 ranks and are 4 on each of 1 ranks now" in found[0]
 
 
 def test_captions_of_the_published_model_begin_behind_a_prompt(recipe: Recipe, tmp_path: Path) -> None:
