@@ -37,16 +37,18 @@ class FeatureQueue(nn.Module):
     def push(self, image: torch.Tensor, text: torch.Tensor, ids: torch.Tensor) -> None:
         """Write features (B, E) and ids (B,) behind the last ones, round the end; of too many the last are kept.
 
-        A row of NO_ID leaves its place as it was: taking it out would ask the host how many there are.
+        A row of NO_ID leaves its place as it was (taking it out would ask the host how many there are), and so does one that
+        is not finite: the engine skips such a step, and a queue that keeps it would spoil all that follow.
         """
         size = len(self.ids)
         first = max(0, len(ids) - size)
         places = (self.place + torch.arange(first, len(ids), device=self.place.device)) % size
-        counts = ids[first:, None] != NO_ID
-        self.image[places] = torch.where(counts, image[first:].to(self.image.dtype), self.image[places])
-        self.text[places] = torch.where(counts, text[first:].to(self.text.dtype), self.text[places])
-        self.ids[places] = torch.where(counts[:, 0], ids[first:], self.ids[places])
-        self.place.copy_((self.place + len(ids)) % size)
+        image, text, ids = image[first:], text[first:], ids[first:]
+        counts = (ids != NO_ID) & image.isfinite().all(1) & text.isfinite().all(1)
+        self.image[places] = torch.where(counts[:, None], image.to(self.image.dtype), self.image[places])
+        self.text[places] = torch.where(counts[:, None], text.to(self.text.dtype), self.text[places])
+        self.ids[places] = torch.where(counts, ids, self.ids[places])
+        self.place.copy_((self.place + first + len(ids)) % size)
 
 
 @dataclass

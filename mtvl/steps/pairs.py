@@ -11,7 +11,7 @@ from torch import nn
 
 from mtvl import dist
 from mtvl.config import PairsConfig
-from mtvl.errors import CheckpointError
+from mtvl.errors import CheckpointError, ConfigError
 from mtvl.objectives.contrast import TEMPERATURE_RANGE, ramped
 from mtvl.steps.answering import caption_of
 from mtvl.steps.retrieval import RetrievalOptions, RetrievalStep
@@ -33,6 +33,8 @@ class PairsLoss(nn.Module):
 
     def __init__(self, backbone: nn.Module, config: PairsConfig, rows: str = "") -> None:
         super().__init__()
+        if config.language:
+            _check_writer(backbone)
         options = RetrievalOptions(
             config.queue_size, config.momentum, config.targets, config.all_ranks, config.smoothing,
             backbone.config.frame_weights, config.agreement, config.agreement_temperature,  # type: ignore[union-attr, arg-type]
@@ -79,6 +81,17 @@ class PairsLoss(nn.Module):
         for name, tensor in own.items():
             tensor.copy_(state[name])
         self._batches = int(self.count)
+
+
+def _check_writer(backbone: Any) -> None:
+    """ConfigError for a backbone that cannot write a text from a picture's tokens."""
+    reads, widths = backbone.parts.decoder_reads, (backbone.vision_shape.width, backbone.text_shape.width)
+    if reads != "image" and (not reads or widths[0] != widths[1]):
+        found = f"reads states of {widths[1]}, and image tokens are {widths[0]} wide" if reads else "is not there"
+        raise ConfigError(
+            f"'pairs.language' is the loss of writing a text from its picture, and the decoder of 'backbone.kind' "
+            f"{backbone.config.kind!r} {found}; set backbone.kind=pretrain, or pairs.language=0"
+        )
 
 
 def _as_wide_as_all(rows: torch.Tensor, fill: int | bool) -> torch.Tensor:

@@ -149,6 +149,8 @@ def test_frames_are_weighted_by_a_text(recipe: Recipe, tmp_path: Path) -> None:
         (["backbone.tokenizer="], ["vqa"], "tiny_blip"),
         (["backbone.vision.width=48"], ["coco"], "task.NAME.prompt"),
         (["pairs.targets=idss"], ["coco_retrieval"], "ids or diagonal"),
+        (["backbone.kind=retrieval", "pairs.language=1"], ["coco_retrieval"], "'retrieval' is not there"),
+        (["backbone.vision.width=48", "pairs.language=1"], ["coco_retrieval"], "image tokens are 48 wide"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_says_why(

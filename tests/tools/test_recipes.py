@@ -164,6 +164,7 @@ def test_published_settings_of_blip() -> None:
         if len(config.tasks) == 1:
             epochs = config.train.steps * config.train.global_batch / sizes[config.tasks[0]]
             assert round(epochs) in (5, 6, 10) and abs(epochs - round(epochs)) < 0.01, name
+            assert config.task[config.tasks[0]]["wording"] == "plain", name
 
 
 HEADER = (
