@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,9 @@ from mtvl.errors import CheckpointError, ConfigError
 from mtvl.evaluate import evaluate
 from mtvl.model import build_model
 from mtvl.objectives.contrast import TEMPERATURE_RANGE
+from mtvl.steps.answering import compare_step
 from mtvl.train import PAIRS, STOPPED_BY_SIGNAL, Run, train
+from mtvl.types import Batch, Decoding
 
 RECIPE = Path(__file__).parents[2] / "launch" / "recipes" / "tiny_blip.yaml"
 TASKS = ["vqa", "nlvr2", "coco", "tvqa", "coco_retrieval"]  # one or two pictures, no text, a video, pairs
@@ -191,6 +194,45 @@ def test_captions_of_the_published_model_begin_behind_a_prompt(recipe: Recipe, t
         evaluate(
             tmp_path / "run", ["coco"], overrides=["task.coco.decoding.max_tokens=4", "task.coco.decoding.min_tokens=0"]
         )
+
+
+def test_the_published_model_of_two_pictures(recipe: Recipe, tmp_path: Path) -> None:
+    """Trained and answered by its head; the loss is that of BLIP's own step."""
+    config = recipe("backbone.kind=nlvr2", "train.steps=2", "optim.lr=1e-2", tasks=["nlvr2"])
+    assert train(config, tmp_path / "run").code == 0
+    heads = [f"backbone.compare.{n}.weight" for n in (0, 2)]
+    trained, before = (
+        load_file(str(tmp_path / "run" / "export" / "adapter.safetensors")),
+        build_model(config).trainable(),
+    )
+    assert not any(torch.equal(trained[n], before[n]) for n in heads)
+    assert evaluate(tmp_path / "run", ["nlvr2"])["nlvr2"]["num_examples"] > 0
+    model, text = build_model(config).eval(), torch.randint(5, 900, (3, 6))
+    pixels, mask, truth = (
+        torch.randn(3, 2, 3, 32, 32),
+        torch.arange(6)[None] < torch.tensor([[6], [4], [5]]),
+        torch.tensor([1, 0, 1]),
+    )
+    batch = Batch(
+        "nlvr2",
+        ("a", "b", "c"),
+        text,
+        mask,
+        pixels.flatten(3).transpose(2, 3),
+        truth[:, None],
+        torch.ones(3),
+        denominator=3,
+    )
+    model.set_task("nlvr2")
+    step = compare_step(model.backbone, pixels, text, mask, truth)
+    assert torch.allclose(model(batch), step.loss, atol=1e-6)
+    assert model.generate(batch, Decoding())[:, 1].tolist() == step.logits.argmax(1).tolist()
+    assert model.choose(batch, [[1], [0]]).argmax(1).tolist() == (1 - step.logits.argmax(1)).tolist()
+    one = replace(batch, features=batch.features[:, :1])
+    with pytest.raises(ConfigError, match="two pictures, task 'nlvr2' shows 1"):
+        model(one)
+    with pytest.raises(ConfigError, match="true or false of two pictures and nothing else"):
+        train(recipe("backbone.kind=nlvr2", "train.steps=1", tasks=["vqa"]), tmp_path / "vqa")
 
 
 def test_pretraining_adds_the_loss_of_writing_the_text(recipe: Recipe, tmp_path: Path) -> None:
