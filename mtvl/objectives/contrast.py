@@ -109,12 +109,12 @@ def contrast_loss(
             target = alpha * torch.softmax(among(one_m, others), 1) + (1 - alpha) * hard
         similarity = among(one, others)
         losses = -(torch.log_softmax(similarity.float(), 1) * target).sum(1)
-        rows.append((_mean_of(losses, counts), similarity, target))
+        rows.append((mean_of(losses, counts), similarity, target))
     (loss_i, image_to_text, image_targets), (loss_t, text_to_image, text_targets) = rows
     return Contrast((loss_i + loss_t) / 2, image_to_text, text_to_image, image_targets, text_targets)
 
 
-def _mean_of(losses: torch.Tensor, counts: torch.Tensor | None) -> torch.Tensor:
+def mean_of(losses: torch.Tensor, counts: torch.Tensor | None) -> torch.Tensor:
     """Mean of losses (B,) over the rows that count, all when not given; 0 where none does."""
     if counts is None:
         return losses.mean()
@@ -163,7 +163,7 @@ def matching_loss(
         return nn.functional.cross_entropy(logits.float(), labels)
     labels = labels.masked_fill(~counts.repeat(3), -100)
     losses = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
-    return _mean_of(losses, labels != -100)
+    return mean_of(losses, labels != -100)
 
 
 def matching_labels(has_negative: torch.Tensor) -> torch.Tensor:
@@ -173,21 +173,29 @@ def matching_labels(has_negative: torch.Tensor) -> torch.Tensor:
 
 
 def rankings(
-    image: torch.Tensor, text: torch.Tensor, temperature: float | torch.Tensor
+    image: torch.Tensor, text: torch.Tensor, temperature: float | torch.Tensor, counts: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-chances (B, B) of every text for each picture, and of every picture for each text; features of any length."""
+    """Log-chances (B, B) of every text for each picture, and of every picture for each text; features of any length.
+
+    Rows without `counts` (B,) bool are nobody's candidates.
+    """
     at_least = torch.promote_types(image.dtype, torch.float32)
     image, text = (nn.functional.normalize(x.to(at_least), dim=1) for x in (image, text))
     similarity = image @ text.T / temperature
-    return torch.log_softmax(similarity, 1), torch.log_softmax(similarity.T, 1)
+    both = similarity, similarity.T
+    if counts is not None:  # the same candidates in both, so that their log-chances are as far below everything
+        both = tuple(one.masked_fill(~counts, torch.finfo(one.dtype).min) for one in both)  # type: ignore[assignment]
+    return torch.log_softmax(both[0], 1), torch.log_softmax(both[1], 1)
 
 
-def ranking_agreement(image: torch.Tensor, text: torch.Tensor, temperature: float | torch.Tensor) -> torch.Tensor:
+def ranking_agreement(
+    image: torch.Tensor, text: torch.Tensor, temperature: float | torch.Tensor, counts: torch.Tensor | None = None
+) -> torch.Tensor:
     """Jensen-Shannon divergence (B,) between each picture's distribution over texts and its text's over pictures.
 
     Features (B, E) of pairs, of any length. It has no parameters; rows are at most ln 2.
     *Source:* UniTrans, Eq. 8 and 9 (MCAM), with one temperature for both; the paper sums over rows.
     """
-    first, second = rankings(image, text, temperature)
+    first, second = rankings(image, text, temperature, counts)
     middle = torch.logaddexp(first, second) - math.log(2)
     return ((first.exp() * (first - middle)).sum(1) + (second.exp() * (second - middle)).sum(1)) / 2

@@ -20,6 +20,7 @@ from mtvl.objectives.contrast import (
     draw_negatives,
     hard_targets,
     matching_loss,
+    mean_of,
     negative_weights,
     ranking_agreement,
 )
@@ -189,9 +190,9 @@ class RetrievalStep(nn.Module):
         agreement = contrast.loss.new_zeros(())
         if self.options.agreement:
             tau = self.options.agreement_temperature or temperature
-            kept = everyone.ids != NO_ID
-            found = ranking_agreement(everyone.image[kept], everyone.text[kept], tau)
-            agreement = self.options.agreement * (found.mean() if len(found) else found.sum())
+            counted = everyone.ids != NO_ID  # of all ranks
+            found = ranking_agreement(everyone.image, everyone.text, tau, counted)
+            agreement = self.options.agreement * mean_of(found, counted)
         details = {"contrast": contrast, "weights": weights, "logits": logits, "positive": positive,
                    "negative": negative, "own": own}  # fmt: skip
         return RetrievalLosses(contrast.loss, matching, agreement, contrast.loss + matching + agreement, details)
