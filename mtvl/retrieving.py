@@ -106,7 +106,8 @@ class TokenFile:
     """Image tokens in a file, not in memory: rows of one shape, written in order and read by number."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("w+b", buffering=0)  # what a full disk refuses is refused by the write, not later
+        # Without a buffer: what a full disk refuses is refused by the write, and not once more when it is closed.
+        self._file = path.open("w+b", buffering=0)
         self._shape: tuple[int, ...] = ()
 
     def __enter__(self) -> TokenFile:
@@ -118,14 +119,15 @@ class TokenFile:
     def append(self, tokens: torch.Tensor) -> None:
         """Rows (n, N, P, D), as float32, behind those before; EngineError where the disk takes no more."""
         self._shape = tuple(tokens.shape[1:])
-        data = tokens.float().cpu().contiguous().numpy().tobytes()
+        data = rest = memoryview(tokens.float().cpu().contiguous().numpy()).cast("B")
         self._file.seek(0, os.SEEK_END)
         try:
-            self._file.write(data)
+            while rest:  # a write takes 2 GiB at most
+                rest = rest[self._file.write(rest) :]
         except OSError as error:
             raise EngineError(
                 f"image tokens cannot be written to {self._file.name} ({error}); a picture or video takes "
-                f"{len(data) // len(tokens):,} bytes there until its split is scored: give a folder on a larger disk with the "
+                f"{data.nbytes // len(tokens):,} bytes there until its split is scored: give a folder on a larger disk with the "
                 "environment variable TMPDIR"
             ) from None
 
