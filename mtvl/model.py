@@ -55,6 +55,11 @@ class Model(nn.Module):
             )
         self.pairs = PairsLoss(self.backbone, config, rows)
 
+    @property
+    def pair_rows(self) -> str:
+        """Rows of a micro-batch of pairs, in words; "" where there are none."""
+        return "" if self.pairs is None else self.pairs.rows
+
     def bounds(self) -> dict[str, tuple[float, float]]:
         """Range of every parameter that has one, while it is trained."""
         return {} if self.pairs is None else {f"backbone.{n}": between for n, between in self.pairs.bounds.items()}

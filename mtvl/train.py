@@ -180,8 +180,7 @@ class Run:
     def save(self, done: int) -> None:
         """Begin a checkpoint; once it is there, those that are not kept are deleted."""
         self.watch.beat(f"saving step {done}")
-        pairs = getattr(self.model.pairs, "rows", "")
-        progress = {"best": self.best, "samples": self.seen, "validation": self.metrics, "pairs": pairs}
+        progress = {"best": self.best, "samples": self.seen, "validation": self.metrics, "pairs": self.model.pair_rows}
         protected = [self.first] + ([self.best["step"]] if self.best else [])
         self.saver.save(done, self._take_state, self.identity, progress, protected)
 
@@ -363,7 +362,10 @@ def run_folder(run: Path | None, recipe: Path) -> Path:
     if run is None:
         run = Path("runs") / dist.broadcast_object(f"{recipe.stem}-{time.strftime('%Y%m%d-%H%M%S')}")
     if dist.is_main():
-        run.mkdir(parents=True, exist_ok=True)
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"the run folder {run} cannot be made ({error}); give another --run") from None
         if run.parent == Path("runs"):
             link = run.parent / "latest"
             if link.is_symlink() or not link.exists():

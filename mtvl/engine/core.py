@@ -139,6 +139,11 @@ class Engine:
         cast(Any, self.module).set_task(batch.task)
         with fast_dropout(self.device), packed_frozen_weights(self._packs):
             loss = self.deepspeed(batch)
+            if not loss.requires_grad:
+                raise EngineError(
+                    f"task '{batch.task}' trains nothing: none of the {self.num_trainable:,} trained parameters has a part in its "
+                    f"loss ('{batch.loss}'); leave the task out, or train more with another 'petl'"
+                )
             # DeepSpeed averages over ranks, and over micro-steps unless told not to; losses here are shares of a sum.
             self.deepspeed.backward(loss.float() * dist.world_size(), scale_wrt_gas=False)
         self._window += 1

@@ -145,7 +145,8 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     torch.save({"model": {"x": torch.zeros(1)}, "rogue": Path("x")}, tmp_path / "pickle.pth")
     (tmp_path / "noise.safetensors").write_bytes(b"noise")
     torch.save([1, 2], tmp_path / "list.pth")
-    for name, words in (("pickle.pth", "cannot be read"), ("noise.safetensors", "cannot be read"), ("list.pth", "by name"),
+    (tmp_path / "text.pth").write_text("# Weights\n")
+    for name, words in (("pickle.pth", "not unpickled"), ("text.pth", "found something else"), ("noise.safetensors", "cannot be read"), ("list.pth", "by name"),
                         ("absent.pth", "found no file")):  # fmt: skip
         with pytest.raises(CheckpointError, match=words) as error:
             build("caption", weights=str(tmp_path / name))

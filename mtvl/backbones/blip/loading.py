@@ -80,7 +80,12 @@ def read_state(source: str) -> State:
             load_file(str(path)) if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )  # fmt: skip
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
+    except pickle.UnpicklingError:  # torch's own words advise to unpickle it all the same
+        raise CheckpointError(
+            f"{path} cannot be read as weights: expected what torch.save writes of tensors by name, found something else, or "
+            "more than tensors, which is not unpickled"
+        ) from None
+    except (SafetensorError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from None
     content = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
