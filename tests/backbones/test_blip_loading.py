@@ -61,6 +61,8 @@ def test_positions_are_interpolated_and_said_so() -> None:
     ramp = torch.cat([torch.zeros(1, 1, 1), row.repeat(4)[None, :, None]], 1)  # grows along each row of the grid
     wider = interpolate_positions(ramp, 37)[0, 1:, 0].view(6, 6)
     assert bool((wider.diff(dim=1) > 0).all()) and float(wider.diff(dim=0).abs().max()) < 1e-6
+    halves = interpolate_positions(ramp.half(), 37)
+    assert halves.dtype == torch.float32 and torch.equal(halves, interpolate_positions(ramp.half().float(), 37))
     with pytest.raises(CheckpointError, match="square"):
         interpolate_positions(torch.zeros(1, 16, 4), 17)
 
