@@ -51,6 +51,7 @@ def retrieve(
     with tempfile.TemporaryDirectory(prefix="mtvl-tokens-") as folder:
         shown = {number[e.visual]: e for e in examples}
         with TokenFile(Path(folder) / "tokens") as tokens:
+            (Path(folder) / "tokens").unlink()  # it lives while it is open: a killed run leaves no gigabytes behind
             vectors = _see(backbone, task, [shown[i] for i in own], collator, batch, device, tokens)
             texts = _read(backbone, task, examples, collator, batch, device)
             pictures = _merged(own, vectors, len(items))
