@@ -22,6 +22,7 @@ from mtvl.export import find_export, load_export, read_config
 from mtvl.loader import evaluation_batches
 from mtvl.metrics.intervals import bootstrap_interval
 from mtvl.report import Progress, table
+from mtvl.retrieving import need_heads
 from mtvl.tasks.baselines import constant_baseline
 from mtvl.types import Example, Prediction, Scores
 from mtvl.workspace import Workspace
@@ -112,6 +113,8 @@ def _evaluate_model(
     # Every item is read once, so there is nothing to gain from filling the store on the way.
     config = replace(config, data=replace(config.data, fill="eager"))
     workspace = Workspace(config, model.backbone, tower=model.trained_tower, device=device, say=say, skips=skips)
+    for name in (n for n, task in workspace.tasks.items() if task.decoding.mode == "retrieve"):
+        _check_retrieval(model, config, name)
     workspace.prepare([(task, split) for task in config.tasks])
     run = Partitioned(model, config).run if config.evaluate.partitioned else None
     evaluator = Evaluator(model.to(device) if run is None else model, workspace.writer, device, run)
@@ -136,6 +139,16 @@ def _evaluate_model(
         if constant is not None:
             results[name]["constant"] = constant
     return results, items
+
+
+def _check_retrieval(model: Any, config: RunConfig, name: str) -> None:
+    """ConfigError where a retrieval task cannot be answered: before hours are spent on the tasks before it."""
+    need_heads(model.backbone, name)
+    if config.evaluate.partitioned:
+        raise ConfigError(
+            f"task '{name}' is answered over a whole split, where ranks make unlike numbers of passes, and weights that are "
+            "split over the ranks want equal ones; set evaluate.partitioned=false, or leave the task out"
+        )
 
 
 def _predict(

@@ -235,4 +235,4 @@ def _batch_of(model: Model, config: RunConfig, task: Any, rows: Sequence[Example
         model.backbone.tokenizer(), features, {task.name: task.limits}, frames=frames, max_frames=model.backbone.max_frames,
         max_tokens=model.backbone.max_tokens, answers=answers_of(model.backbone), text_only=config.data.text_only,
     )  # fmt: skip
-    return collator.collate(task.name, rows, training=False)
+    return collator.collate(task.name, [task.worded(row) for row in rows], training=False)

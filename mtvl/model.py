@@ -42,8 +42,9 @@ class Model(nn.Module):
             check_frame_rule(backbone, rule)
             backbone.grounding = partial(ground, rule=rule)
 
-    def begin_pairs(self, config: PairsConfig) -> None:
-        """Give the model what tasks on pairs train with: a queue and a teacher of what is trained now.
+    def begin_pairs(self, config: PairsConfig, rows: str = "") -> None:
+        """Give the model what tasks on pairs train with: a queue and a teacher of what is trained now. `rows`: those of a
+        micro-batch, in words.
 
         ConfigError for a backbone without heads of contrast and matching.
         """
@@ -52,7 +53,16 @@ class Model(nn.Module):
                 "a task of this run matches pictures with texts, for which the backbone needs heads of contrast and matching; "
                 "set backbone.name=blip with backbone.kind joint, retrieval or pretrain"
             )
-        self.pairs = PairsLoss(self.backbone, config)
+        self.pairs = PairsLoss(self.backbone, config, rows)
+
+    @property
+    def pair_rows(self) -> str:
+        """Rows of a micro-batch of pairs, in words; "" where there are none."""
+        return "" if self.pairs is None else self.pairs.rows
+
+    def bounds(self) -> dict[str, tuple[float, float]]:
+        """Range of every parameter that has one, while it is trained."""
+        return {} if self.pairs is None else {f"backbone.{n}": between for n, between in self.pairs.bounds.items()}
 
     def set_task(self, name: str) -> None:
         """Make `name` the active task until the next call (recompute in backward included)."""

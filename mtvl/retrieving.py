@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from mtvl import dist
-from mtvl.errors import ConfigError
+from mtvl.errors import ConfigError, EngineError
 from mtvl.metrics.retrieval import ranks_of_truth
 from mtvl.steps.reranking import OUTSIDE
 from mtvl.steps.retrieval import Pairs, fuse_pairs
@@ -51,6 +51,7 @@ def retrieve(
     with tempfile.TemporaryDirectory(prefix="mtvl-tokens-") as folder:
         shown = {number[e.visual]: e for e in examples}
         with TokenFile(Path(folder) / "tokens") as tokens:
+            (Path(folder) / "tokens").unlink()  # it lives while it is open: a killed run leaves no gigabytes behind
             vectors = _see(backbone, task, [shown[i] for i in own], collator, batch, device, tokens)
             texts = _read(backbone, task, examples, collator, batch, device)
             pictures = _merged(own, vectors, len(items))
@@ -106,7 +107,8 @@ class TokenFile:
     """Image tokens in a file, not in memory: rows of one shape, written in order and read by number."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("w+b")
+        # Without a buffer: what a full disk refuses is refused by the write, and not once more when it is closed.
+        self._file = path.open("w+b", buffering=0)
         self._shape: tuple[int, ...] = ()
 
     def __enter__(self) -> TokenFile:
@@ -116,10 +118,19 @@ class TokenFile:
         self._file.close()
 
     def append(self, tokens: torch.Tensor) -> None:
-        """Rows (n, N, P, D), as float32, behind those before."""
+        """Rows (n, N, P, D), as float32, behind those before; EngineError where the disk takes no more."""
         self._shape = tuple(tokens.shape[1:])
+        data = rest = memoryview(tokens.float().cpu().contiguous().numpy()).cast("B")
         self._file.seek(0, os.SEEK_END)
-        self._file.write(tokens.float().cpu().contiguous().numpy().tobytes())
+        try:
+            while rest:  # a write takes 2 GiB at most
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise EngineError(
+                f"image tokens cannot be written to {self._file.name} ({error}); a picture or video takes "
+                f"{data.nbytes // len(tokens):,} bytes there until its split is scored: give a folder on a larger disk with the "
+                "environment variable TMPDIR"
+            ) from None
 
     def read(self, rows: Sequence[int]) -> torch.Tensor:
         """Rows (n, N, P, D) float32 with these numbers."""

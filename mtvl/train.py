@@ -126,7 +126,7 @@ class Run:
         progress = read_state(checkpoint, self.identity, self.config.checkpoint.allow)["progress"]
         self.engine.load(checkpoint)
         if self.model.pairs is not None:
-            self.model.pairs.resume(read_tensors(checkpoint / PAIRS))
+            self.model.pairs.resume(read_tensors(checkpoint / PAIRS), progress.get("pairs", ""))
         self.best, self.metrics = progress["best"], progress["validation"]
         self.seen |= progress["samples"]
         self.say(f"resumed from {checkpoint}")
@@ -180,7 +180,7 @@ class Run:
     def save(self, done: int) -> None:
         """Begin a checkpoint; once it is there, those that are not kept are deleted."""
         self.watch.beat(f"saving step {done}")
-        progress = {"best": self.best, "samples": self.seen, "validation": self.metrics}
+        progress = {"best": self.best, "samples": self.seen, "validation": self.metrics, "pairs": self.model.pair_rows}
         protected = [self.first] + ([self.best["step"]] if self.best else [])
         self.saver.save(done, self._take_state, self.identity, progress, protected)
 
@@ -259,10 +259,7 @@ def agreed(config: RunConfig, say: Callable[[str], None]) -> RunConfig:
 
 
 def begin_pairs(config: RunConfig, model: Model, workspace: Workspace) -> None:
-    """Prepare `model` where a task is on pairs; ConfigError where it cannot be trained so.
-
-    Ranks exchange rows, and the teacher reads whole weights.
-    """
+    """Prepare `model` where a task is on pairs; ConfigError where it cannot: ranks exchange rows, the teacher reads whole weights."""
     if all(task.loss != "pairs" for task in workspace.tasks.values()):
         return
     ranks = dist.world_size()
@@ -277,7 +274,7 @@ def begin_pairs(config: RunConfig, model: Model, workspace: Workspace) -> None:
             "a task of this run matches pictures with texts, and its teacher averages whole weights, which ZeRO-3 splits; use "
             "ZeRO-2 (engine.file=ds_configs/zero2.json)"
         )
-    model.begin_pairs(config.pairs)
+    model.begin_pairs(config.pairs, f"{config.train.global_batch // pieces} on each of {ranks} ranks")
 
 
 def check_recipe(config: RunConfig) -> None:
@@ -365,7 +362,10 @@ def run_folder(run: Path | None, recipe: Path) -> Path:
     if run is None:
         run = Path("runs") / dist.broadcast_object(f"{recipe.stem}-{time.strftime('%Y%m%d-%H%M%S')}")
     if dist.is_main():
-        run.mkdir(parents=True, exist_ok=True)
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"the run folder {run} cannot be made ({error}); give another --run") from None
         if run.parent == Path("runs"):
             link = run.parent / "latest"
             if link.is_symlink() or not link.exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from distributed import launch_ok
 
 from mtvl.backbones.blip import BlipBackbone, BlipConfig
+from mtvl.errors import EngineError
 from mtvl.retrieving import TokenFile, retrieve
 from mtvl.steps.reranking import rerank
 from mtvl.types import Batch, Decoding, Example, Segment, Visual
@@ -126,3 +128,24 @@ def test_tokens_are_read_from_their_file_by_number(tmp_path: Path) -> None:
         assert torch.equal(file.read([1, 0]), rows[[1, 0]])
         file.append(rows[2:].double())
         assert torch.equal(file.read([4, 0, 2]), rows[[4, 0, 2]])
+
+
+def test_a_killed_run_leaves_no_tokens_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their file has no name any more while it is written and read; the folder is where TMPDIR says."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = []
+
+    class Looking(Stub):
+        def collate(self, task: str, examples: list[Example], *, training: bool) -> Batch:
+            left.append([p.relative_to(tmp_path).parts[1:] for p in tmp_path.rglob("*")])
+            return super().collate(task, examples, training=training)
+
+    retrieve(build(), "find", Decoding(mode="retrieve", top=3), examples(), Looking(), 4, "cpu")
+    assert len(left) == 3 and all(found == [()] for found in left) and not any(tmp_path.iterdir())
+
+
+def test_a_full_disk_says_where_to_put_the_tokens() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    with TokenFile(Path("/dev/full")) as file, pytest.raises(EngineError, match=r"/dev/full.*48 bytes.*TMPDIR"):
+        file.append(torch.zeros(2, 1, 3, 4))

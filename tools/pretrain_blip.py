@@ -158,6 +158,10 @@ def pretrain(out: Path, recipe: Path, overrides: Sequence[str]) -> int:
     """Train, measure, write; the exit code of a training that was stopped. Raises MtvlError for what a user can mend."""
     config = checked(out, recipe, overrides)
     run = out / "run"
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{run} cannot be made a folder ({error}); give another OUT") from None
     if (code := train(config, run).code) != 0:
         return code
     model, found, content = load_export(run)

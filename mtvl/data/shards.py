@@ -41,7 +41,7 @@ _NOT_IN_EXAMPLES = (
     "primary", "sources", "limits", "decoding", "loss", "label_smoothing", "ascii_only", "bad_input", "families",
     "additions",
 )  # fmt: skip
-_BEFORE: dict[str, Any] = {"also": (), "answer_weights": "accuracy"}
+_BEFORE: dict[str, Any] = {"also": (), "answer_weights": "accuracy", "wording": "as_written"}
 _MEMBER = re.compile(r"(?P<tar>.+\.tar)#offset=(?P<offset>\d+),size=(?P<size>\d+),name=(?P<name>[^/#,]+)", re.DOTALL)
 _SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _READ_BYTES = 2**20

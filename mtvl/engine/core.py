@@ -51,7 +51,8 @@ class Engine:
     """Trains the parameters of `groups` in `model` with DeepSpeed.
 
     `model(batch)` returns this micro-batch's share of the step's loss: the sum over all micro-batches and ranks is the
-    loss. `model.set_task(name)` selects the task and stays set, since activation recompute runs in backward.
+    loss. `model.set_task(name)` selects the task and stays set, since activation recompute runs in backward. Where there
+    is `model.bounds()`, name -> (low, high), these weights are kept in their range after each step.
     `micro_steps` is the number of micro-batches of one optimizer step on one rank, over all slots.
     Groups of tasks that are absent from a step keep parameters, moments and step count bit for bit, on every stage.
     Raises EngineError when nothing is trainable, the groups are not exactly the trainable set, or settings contradict.
@@ -128,6 +129,7 @@ class Engine:
             self.skipped_in_a_row = 0
             self._check_first_gradients(step, active)
             self.optimizer.commit()
+            self._keep_in_bounds(active)
         return report
 
     def micro_step(self, batch: Batch) -> torch.Tensor:
@@ -137,6 +139,11 @@ class Engine:
         cast(Any, self.module).set_task(batch.task)
         with fast_dropout(self.device), packed_frozen_weights(self._packs):
             loss = self.deepspeed(batch)
+            if not loss.requires_grad:
+                raise EngineError(
+                    f"task '{batch.task}' trains nothing: none of the {self.num_trainable:,} trained parameters has a part in its "
+                    f"loss ('{batch.loss}'); leave the task out, or train more with another 'petl'"
+                )
             # DeepSpeed averages over ranks, and over micro-steps unless told not to; losses here are shares of a sum.
             self.deepspeed.backward(loss.float() * dist.world_size(), scale_wrt_gas=False)
         self._window += 1
@@ -244,6 +251,13 @@ class Engine:
                 f"tensors, first {dead[0].names[0]}) got no gradient in the first {FIRST_WINDOWS} steps of their task; is "
                 "the task selected in forward, and is activation recompute the non-reentrant one?"
             )
+
+    def _keep_in_bounds(self, active: Sequence[ParameterGroup]) -> None:
+        """Clamp the weights of this step that have a range: on ZeRO-1 to 3 what the model itself clamps is a copy, and the
+        master behind it would drift away."""
+        bounds = getattr(self.module, "bounds", dict)()
+        for name in (n for g in active for n in g.names if n in bounds):
+            self.masters.clamp(name, *bounds[name])
 
     def trainable_state(self) -> dict[str, torch.Tensor]:
         """Full fp32 CPU copies of all trained parameters by name, on rank 0 (empty elsewhere). Collective."""

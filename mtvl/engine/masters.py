@@ -105,6 +105,19 @@ class Masters:
         else:
             utils.safe_set_full_optimizer_state(parameter, value, state)
 
+    @torch.no_grad()
+    def clamp(self, name: str, low: float, high: float) -> None:
+        """Keep a weight in a range, in its master and in the model. Collective from stage 1 on."""
+        found = self.look(name)
+        kept = found.clamp(low, high)
+        if torch.equal(kept, found):
+            return
+        self.set(name, kept)
+        if self.stage == 3:
+            self.publish()
+        else:
+            self.parameters[name].copy_(kept)
+
     def _partition(self, parameter: torch.nn.Parameter, value: torch.Tensor) -> torch.Tensor:
         """This rank's slice of `value` under ZeRO-3, zero-padded where the size does not divide."""
         size = _inside(parameter, "ds_tensor").numel()

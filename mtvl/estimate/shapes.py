@@ -54,7 +54,7 @@ def largest_batch(config: RunConfig, name: str, backbone: Any, rows: int) -> Bat
     answers = ANSWERS if task.loss == "answers" else 0
     return Batch(
         task=name,
-        uids=("",) * rows,
+        uids=tuple(map(str, range(rows))),  # rows without one count for nothing
         source_ids=torch.ones(rows, source, dtype=torch.int64),
         source_mask=mask,
         features=torch.zeros(rows, pictures, cells, width),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-NO_ID = -100  # of places in a queue that nothing was written to
+NO_ID = -100  # of places in a queue that nothing was written to, and of rows that count for nothing
 TEMPERATURE_RANGE = (0.001, 0.5)
 
 
@@ -35,14 +35,20 @@ class FeatureQueue(nn.Module):
 
     @torch.no_grad()
     def push(self, image: torch.Tensor, text: torch.Tensor, ids: torch.Tensor) -> None:
-        """Write features (B, E) and ids (B,) behind the last ones, round the end; of too many the last are kept."""
+        """Write features (B, E) and ids (B,) behind the last ones, round the end; of too many the last are kept.
+
+        A row of NO_ID leaves its place as it was (taking it out would ask the host how many there are), and so does one that
+        is not finite: the engine skips such a step, and a queue that keeps it would spoil all that follow.
+        """
         size = len(self.ids)
         first = max(0, len(ids) - size)
         places = (self.place + torch.arange(first, len(ids), device=self.place.device)) % size
-        self.image[places] = image[first:].to(self.image.dtype)
-        self.text[places] = text[first:].to(self.text.dtype)
-        self.ids[places] = ids[first:]
-        self.place.copy_((self.place + len(ids)) % size)
+        image, text, ids = image[first:], text[first:], ids[first:]
+        counts = (ids != NO_ID) & image.isfinite().all(1) & text.isfinite().all(1)
+        self.image[places] = torch.where(counts[:, None], image.to(self.image.dtype), self.image[places])
+        self.text[places] = torch.where(counts[:, None], text.to(self.text.dtype), self.text[places])
+        self.ids[places] = torch.where(counts, ids, self.ids[places])
+        self.place.copy_((self.place + first + len(ids)) % size)
 
 
 @dataclass
@@ -79,24 +85,40 @@ def hard_targets(ids: torch.Tensor, all_ids: torch.Tensor) -> torch.Tensor:
 
 def contrast_loss(
     features: tuple[torch.Tensor, torch.Tensor], teacher: tuple[torch.Tensor, torch.Tensor], queue: FeatureQueue,
-    hard: torch.Tensor, temperature: torch.Tensor, alpha: float,
+    hard: torch.Tensor, temperature: torch.Tensor, alpha: float, counts: torch.Tensor | None = None,
 ) -> Contrast:  # fmt: skip
     """Cross entropy in both directions against alpha * the teacher's softmax + (1 - alpha) * `hard` (B, B + Q).
 
-    `features`, `teacher`: pictures' and texts' unit vectors (B, E). *Source:* BLIP's image-text contrastive loss.
+    `features`, `teacher`: pictures' and texts' unit vectors (B, E). Rows without `counts` (B,) bool are no rows of the mean
+    and no columns of others. *Source:* BLIP's image-text contrastive loss.
     """
     (image, text), (image_m, text_m) = features, teacher
     all_images = torch.cat([image_m, queue.image.to(image_m.dtype)]).detach()
     all_texts = torch.cat([text_m, queue.text.to(text_m.dtype)]).detach()
+
+    def among(one: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        similarity = one @ others.T / temperature
+        if counts is None:
+            return similarity
+        out = nn.functional.pad(~counts, (0, len(others) - len(counts)))
+        return similarity.masked_fill(out, torch.finfo(similarity.dtype).min)
+
     rows = []
     for one, one_m, others in ((image, image_m, all_texts), (text, text_m, all_images)):
         with torch.no_grad():
-            target = alpha * torch.softmax(one_m @ others.T / temperature, 1) + (1 - alpha) * hard
-        similarity = one @ others.T / temperature
-        loss = -(torch.log_softmax(similarity.float(), 1) * target).sum(1).mean()
-        rows.append((loss, similarity, target))
+            target = alpha * torch.softmax(among(one_m, others), 1) + (1 - alpha) * hard
+        similarity = among(one, others)
+        losses = -(torch.log_softmax(similarity.float(), 1) * target).sum(1)
+        rows.append((mean_of(losses, counts), similarity, target))
     (loss_i, image_to_text, image_targets), (loss_t, text_to_image, text_targets) = rows
     return Contrast((loss_i + loss_t) / 2, image_to_text, text_to_image, image_targets, text_targets)
+
+
+def mean_of(losses: torch.Tensor, counts: torch.Tensor | None) -> torch.Tensor:
+    """Mean of losses (B,) over the rows that count, all when not given; 0 where none does."""
+    if counts is None:
+        return losses.mean()
+    return torch.where(counts, losses, 0.0).sum() / counts.sum().clamp(min=1)
 
 
 def negative_weights(similarity: torch.Tensor, is_same: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
@@ -129,12 +151,19 @@ def draw_negatives(
     return race.argmax(1), weights.sum(1) > 0
 
 
-def matching_loss(logits: torch.Tensor, has_negative: torch.Tensor) -> torch.Tensor:
+def matching_loss(
+    logits: torch.Tensor, has_negative: torch.Tensor, counts: torch.Tensor | None = None
+) -> torch.Tensor:  # fmt: skip
     """Mean cross entropy of logits (3B, 2): B pairs that match, B with another picture, B with another text.
 
-    has_negative (2B,): pairs that could not be drawn are left out.
+    has_negative (2B,): pairs that could not be drawn are left out; so is all of rows without `counts` (B,).
     """
-    return nn.functional.cross_entropy(logits.float(), matching_labels(has_negative))
+    labels = matching_labels(has_negative)
+    if counts is None:
+        return nn.functional.cross_entropy(logits.float(), labels)
+    labels = labels.masked_fill(~counts.repeat(3), -100)
+    losses = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+    return mean_of(losses, labels != -100)
 
 
 def matching_labels(has_negative: torch.Tensor) -> torch.Tensor:
@@ -144,21 +173,29 @@ def matching_labels(has_negative: torch.Tensor) -> torch.Tensor:
 
 
 def rankings(
-    image: torch.Tensor, text: torch.Tensor, temperature: float | torch.Tensor
+    image: torch.Tensor, text: torch.Tensor, temperature: float | torch.Tensor, counts: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-chances (B, B) of every text for each picture, and of every picture for each text; features of any length."""
+    """Log-chances (B, B) of every text for each picture, and of every picture for each text; features of any length.
+
+    Rows without `counts` (B,) bool are nobody's candidates.
+    """
     at_least = torch.promote_types(image.dtype, torch.float32)
     image, text = (nn.functional.normalize(x.to(at_least), dim=1) for x in (image, text))
     similarity = image @ text.T / temperature
-    return torch.log_softmax(similarity, 1), torch.log_softmax(similarity.T, 1)
+    both = similarity, similarity.T
+    if counts is not None:  # the same candidates in both, so that their log-chances are as far below everything
+        both = tuple(one.masked_fill(~counts, torch.finfo(one.dtype).min) for one in both)  # type: ignore[assignment]
+    return torch.log_softmax(both[0], 1), torch.log_softmax(both[1], 1)
 
 
-def ranking_agreement(image: torch.Tensor, text: torch.Tensor, temperature: float | torch.Tensor) -> torch.Tensor:
+def ranking_agreement(
+    image: torch.Tensor, text: torch.Tensor, temperature: float | torch.Tensor, counts: torch.Tensor | None = None
+) -> torch.Tensor:
     """Jensen-Shannon divergence (B,) between each picture's distribution over texts and its text's over pictures.
 
     Features (B, E) of pairs, of any length. It has no parameters; rows are at most ln 2.
     *Source:* UniTrans, Eq. 8 and 9 (MCAM), with one temperature for both; the paper sums over rows.
     """
-    first, second = rankings(image, text, temperature)
+    first, second = rankings(image, text, temperature, counts)
     middle = torch.logaddexp(first, second) - math.log(2)
     return ((first.exp() * (first - middle)).sum(1) + (second.exp() * (second - middle)).sum(1)) / 2

@@ -36,10 +36,12 @@ def caption_step(
 
 
 def caption_of(
-    model: Any, tokens: torch.Tensor, text_ids: torch.Tensor, text_mask: torch.Tensor, prompt_tokens: int = 0
-) -> Scored:
-    """The same from image tokens (B, N, P, D)."""
-    labels = language_labels(text_ids, text_mask, prompt_tokens)
+    model: Any, tokens: torch.Tensor, text_ids: torch.Tensor, text_mask: torch.Tensor, prompt_tokens: int = 0,
+    counts: torch.Tensor | None = None,
+) -> Scored:  # fmt: skip
+    """The same from image tokens (B, N, P, D); captions without `counts` (B,) bool are not counted."""
+    wanted = text_mask if counts is None else text_mask & counts[:, None]
+    labels = language_labels(text_ids, wanted, prompt_tokens)
     logits = model.decode_states(text_ids, text_mask, tokens.flatten(1, 2))
     return Scored(caption_loss(logits, labels), logits, {"tokens": tokens, "labels": labels})
 

@@ -12,6 +12,7 @@ from torch import nn
 from mtvl.dist import gather_rows
 from mtvl.errors import ConfigError
 from mtvl.objectives.contrast import (
+    NO_ID,
     Contrast,
     FeatureQueue,
     clamp_temperature,
@@ -19,6 +20,7 @@ from mtvl.objectives.contrast import (
     draw_negatives,
     hard_targets,
     matching_loss,
+    mean_of,
     negative_weights,
     ranking_agreement,
 )
@@ -148,12 +150,16 @@ class RetrievalStep(nn.Module):
     def forward(
         self, model: Any, pixels: torch.Tensor, text_ids: torch.Tensor, text_mask: torch.Tensor, ids: torch.Tensor,
         alpha: float, *, negatives: Negatives | None = None, generator: torch.Generator | None = None,
+        counts: torch.Tensor | None = None,
     ) -> RetrievalLosses:  # fmt: skip
         """Losses of this rank's B pairs; `negatives` sets what is drawn otherwise.
 
         All ranks' features go into the queue, so it stays the same everywhere. With `all_ranks` the texts of all ranks
-        have to be padded to one length.
+        have to be padded to one length. Rows without `counts` (B,) bool, all when not given, are no pairs: they are in no
+        loss, are nobody's negatives on any rank, and do not go into the queue.
         """
+        if counts is not None:
+            ids = ids.masked_fill(~counts, NO_ID)  # what other ranks see of it
         clamp_temperature(model.temperature.value)
         self.teacher.update(model)
         own = self.look(model, pixels, text_ids, text_mask, ids)
@@ -161,28 +167,32 @@ class RetrievalStep(nn.Module):
         everyone = own
         if self.options.all_ranks:
             everyone = Pairs(**{name: gather_rows(value) for name, value in vars(own).items()})
-        losses = self.losses(model, own, taught, everyone, alpha, negatives, generator)
+        losses = self.losses(model, own, taught, everyone, alpha, negatives, generator, counts)
         self.queue.push(gather_rows(taught[0]), gather_rows(taught[1]), gather_rows(ids))
         return losses
 
     def losses(
         self, model: Any, own: Pairs, taught: Negatives, everyone: Pairs, alpha: float,
         negatives: Negatives | None = None, generator: torch.Generator | None = None,
+        counts: torch.Tensor | None = None,
     ) -> RetrievalLosses:  # fmt: skip
         """Losses of `own` pairs with negatives from `everyone`; changes neither queue nor teacher."""
         temperature = model.temperature.value
-        contrast = contrast_loss((own.image, own.text), taught, self.queue, self._hard(own.ids), temperature, alpha)
+        hard = self._hard(own.ids)
+        contrast = contrast_loss((own.image, own.text), taught, self.queue, hard, temperature, alpha, counts)
         weights = self._weights(own, everyone, contrast, temperature)
         if negatives is None:
             drawn = [draw_negatives(w, generator) for w in weights]
         else:
             drawn = [(index, torch.ones_like(index, dtype=torch.bool)) for index in negatives]
         logits, positive, negative = self.match(model, own, everyone, drawn[0][0], drawn[1][0])
-        matching = matching_loss(logits, torch.cat([drawn[0][1], drawn[1][1]]))
+        matching = matching_loss(logits, torch.cat([drawn[0][1], drawn[1][1]]), counts)
         agreement = contrast.loss.new_zeros(())
         if self.options.agreement:
             tau = self.options.agreement_temperature or temperature
-            agreement = self.options.agreement * ranking_agreement(everyone.image, everyone.text, tau).mean()
+            counted = everyone.ids != NO_ID  # of all ranks
+            found = ranking_agreement(everyone.image, everyone.text, tau, counted)
+            agreement = self.options.agreement * mean_of(found, counted)
         details = {"contrast": contrast, "weights": weights, "logits": logits, "positive": positive,
                    "negative": negative, "own": own}  # fmt: skip
         return RetrievalLosses(contrast.loss, matching, agreement, contrast.loss + matching + agreement, details)
@@ -204,6 +214,7 @@ class RetrievalStep(nn.Module):
             is_same = own.ids[:, None] == everyone.ids[None, :]
         else:
             is_same = torch.eye(len(own.ids), len(everyone.ids), dtype=torch.bool, device=own.ids.device)
+        is_same = is_same | (everyone.ids == NO_ID)
         rows = len(own.ids)
         for_text, for_image = contrast.text_to_image[:, :rows], contrast.image_to_text[:, :rows]
         if self.options.targets == "ids":

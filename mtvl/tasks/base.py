@@ -20,6 +20,7 @@ from mtvl.tasks.additions import added_rows, check_additions, weighing
 from mtvl.tasks.answer_lists import listed_answers
 from mtvl.tasks.results import ResultFile
 from mtvl.tasks.sources import AdditionConfig, Source, SourceConfig, choose_source, collector_paused
+from mtvl.tasks.wording import WORDINGS, plain
 from mtvl.types import Decoding, Example, Limits, Prediction, Scores, Segment, Visual
 
 # Below the prompt, so that a limit on the source cuts the end of the question; above optional context.
@@ -77,7 +78,8 @@ class RetrievalConfig:
 class TaskConfig:
     """Content of `tasks/NAME.yaml`. `sources` are alternatives: the most complete one below the data root is used.
 
-    A section `video` says that the task is on videos. `answer_weights` of the kind vqa: "accuracy" (what an answer scores)
+    A section `video` says that the task is on videos. `wording` "plain" gives questions, captions and statements as BLIP was
+    given them: in lower case, without most punctuation (`mtvl.tasks.wording`). `answer_weights` of the kind vqa: "accuracy" (what an answer scores)
     or "share" (of its annotators). `also` names what is trained on beside the training split: entries of `additions`, or
     other splits of the source (what they then score is no measure any more). `ascii_only` is VALUE's rule for scoring captions: every
     character outside ASCII becomes a space.
@@ -97,6 +99,7 @@ class TaskConfig:
     bad_input: BadInputConfig = field(default_factory=BadInputConfig)
     retrieval: RetrievalConfig | None = None
     answer_weights: str = "accuracy"
+    wording: str = "as_written"
     also: tuple[str, ...] = ()
     additions: dict[str, AdditionConfig] = field(default_factory=dict)
     families: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -107,7 +110,7 @@ def validate(name: str, config: TaskConfig, kinds: Registry) -> None:
     if config.kind not in kinds:
         raise ConfigError(f"'{name}.kind': unknown kind of task {config.kind!r}; {near_names(config.kind, kinds)}")
     words = [("loss", config.loss, LOSSES), ("decoding.mode", config.decoding.mode, MODES)]
-    words += [("answer_weights", config.answer_weights, ANSWER_WEIGHTS)]
+    words += [("answer_weights", config.answer_weights, ANSWER_WEIGHTS), ("wording", config.wording, WORDINGS)]
     words += [(f"bad_input.{key}", getattr(config.bad_input, key), (REFUSE, SKIP)) for key in ("train", "evaluate")]
     if config.video is not None:
         words += [("video.span", config.video.span, SPANS), ("video.subtitles", config.video.subtitles, SUBTITLES)]
@@ -175,6 +178,7 @@ class BaseTask(ABC):
 
     has_constant = True  # one answer for everything can be scored beside a model
     has_annotators = False  # several people answered, and `answer_weights` says what that makes of an answer
+    is_prose = False  # what is asked about, or is to be written, is a caption or statement and no question
 
     def __init__(self, name: str, config: TaskConfig, root: Path, evaluate: EvaluateConfig) -> None:
         if config.answer_weights != ANSWER_WEIGHTS[0] and not self.has_annotators:
@@ -247,8 +251,12 @@ class BaseTask(ABC):
         for rows, files, weight in groups:
             pairs = ((row.uid, (row, paths)) for row, paths in zip(rows, files, strict=True))
             of_row = rows_of(pairs, lambda _, pair: tuple(self._from_row(pair[0], self._visual(*pair), split)))
-            made += [weighing(example, weight) for examples in of_row for example in examples]
+            made += [weighing(self.worded(example), weight) for examples in of_row for example in examples]
         return tuple(made), every
+
+    def worded(self, example: Example) -> Example:
+        """`example` in the wording of the task."""
+        return plain(example, is_prose=self.is_prose) if self.config.wording == "plain" else example
 
     def listed_answers(self) -> tuple[str, ...]:
         """As `Task`; DataError where the list, or the training split that stands for it, cannot be read."""

@@ -30,6 +30,8 @@ class Caption(BaseTask):
     every caption of TVC by itself.
     """
 
+    is_prose = True
+
     def _from_row(self, row: CaptionRow, visual: Visual, split: str) -> Iterable[Example]:
         prompt = (Segment("prompt", self.config.prompt),)
         segments = prompt if row.clip is None else self._video_segments(row.clip)

@@ -21,6 +21,7 @@ class Matching(BaseTask):
     half of the captions exchanged; there they are exchanged anew in every epoch.
     """
 
+    is_prose = True
     _rows: Sequence[CaptionRow] = ()
 
     def _see(self, rows: Sequence[CaptionRow]) -> None:

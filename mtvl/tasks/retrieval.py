@@ -26,6 +26,7 @@ class Retrieval(BaseTask):
     """
 
     has_constant = False
+    is_prose = True
 
     def _from_row(self, row: CaptionRow, visual: Visual, split: str) -> Iterable[Example]:
         captions = row.captions

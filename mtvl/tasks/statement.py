@@ -14,6 +14,8 @@ from mtvl.types import Example, Scores, Target, Visual
 class Statement(BaseTask):
     """NLVR2 and its like: the pictures of a row in order, the answer "true" or "false"."""
 
+    is_prose = True
+
     def _from_row(self, row: StatementRow, visual: Visual, split: str) -> Iterable[Example]:
         is_known = row.label is not None
         yield Example(

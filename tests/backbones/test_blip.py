@@ -92,12 +92,25 @@ def test_a_tied_decoder_has_its_own_self_attention_alone() -> None:
         ({"vision": {"widht": 3}}, ("backbone.vision.widht", "did you mean 'width'")),
         ({"text": {"width": 30}}, ("width 30", "heads 4")),
         ({"image_size": 30}, ("30", "patch size 8")),
+        ({"image_size": -16}, ("backbone.vision.image_size", "int above 0", "-16")),
+        ({"vision": {"patch": 0}}, ("backbone.vision.patch", "int above 0", "found 0")),
+        ({"vision": {"heads": "four"}}, ("backbone.vision.heads", "an int", "'four'")),
+        ({"text": {"dropout": 1}}, ("backbone.text.dropout", "from 0 to below 1")),
+        ({"text": {"norm_eps": "small"}}, ("backbone.text.norm_eps", "a float above 0", "'small'")),
+        ({"embed_dim": 0}, ("backbone.embed_dim", "at least 1")),
     ],
 )
 def test_configurations_that_cannot_be(options: dict[str, Any], words: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError) as error:
         Blip.build(BlipConfig(**{"preset": "tiny", "image_size": 32, **options}), meta=True)
     assert all(word in str(error.value) for word in words), error.value
+
+
+def test_numbers_that_yaml_reads_as_texts_are_numbers() -> None:
+    vision, text = BlipConfig(
+        preset="tiny", vision={"norm_eps": "1e-5"}, text={"norm_eps": "1e-7", "dropout": 0}
+    ).shapes()
+    assert (vision.norm_eps, text.norm_eps, text.dropout) == (1e-5, 1e-7, 0)
 
 
 def hub_config() -> HubConfig:

@@ -61,6 +61,8 @@ def test_positions_are_interpolated_and_said_so() -> None:
     ramp = torch.cat([torch.zeros(1, 1, 1), row.repeat(4)[None, :, None]], 1)  # grows along each row of the grid
     wider = interpolate_positions(ramp, 37)[0, 1:, 0].view(6, 6)
     assert bool((wider.diff(dim=1) > 0).all()) and float(wider.diff(dim=0).abs().max()) < 1e-6
+    halves = interpolate_positions(ramp.half(), 37)
+    assert halves.dtype == torch.float32 and torch.equal(halves, interpolate_positions(ramp.half().float(), 37))
     with pytest.raises(CheckpointError, match="square"):
         interpolate_positions(torch.zeros(1, 16, 4), 17)
 
@@ -145,7 +147,8 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     torch.save({"model": {"x": torch.zeros(1)}, "rogue": Path("x")}, tmp_path / "pickle.pth")
     (tmp_path / "noise.safetensors").write_bytes(b"noise")
     torch.save([1, 2], tmp_path / "list.pth")
-    for name, words in (("pickle.pth", "cannot be read"), ("noise.safetensors", "cannot be read"), ("list.pth", "by name"),
+    (tmp_path / "text.pth").write_text("# Weights\n")
+    for name, words in (("pickle.pth", "not unpickled"), ("text.pth", "found something else"), ("noise.safetensors", "cannot be read"), ("list.pth", "by name"),
                         ("absent.pth", "found no file")):  # fmt: skip
         with pytest.raises(CheckpointError, match=words) as error:
             build("caption", weights=str(tmp_path / name))

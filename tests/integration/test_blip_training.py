@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,13 @@ from safetensors.torch import load_file
 
 from mtvl.config import RunConfig
 from mtvl.engine import Engine
-from mtvl.errors import CheckpointError, ConfigError
+from mtvl.errors import CheckpointError, ConfigError, EngineError
 from mtvl.evaluate import evaluate
 from mtvl.model import build_model
-from mtvl.train import PAIRS, STOPPED_BY_SIGNAL, train
+from mtvl.objectives.contrast import TEMPERATURE_RANGE
+from mtvl.steps.answering import compare_step
+from mtvl.train import PAIRS, STOPPED_BY_SIGNAL, Run, run_folder, train
+from mtvl.types import Batch, Decoding
 
 RECIPE = Path(__file__).parents[2] / "launch" / "recipes" / "tiny_blip.yaml"
 TASKS = ["vqa", "nlvr2", "coco", "tvqa", "coco_retrieval"]  # one or two pictures, no text, a video, pairs
@@ -107,6 +111,22 @@ def test_one_checkpoint_answers_all(straight: Path, capsys: pytest.CaptureFixtur
     assert {n: r["score"] for n, r in mixed.items()} == {n: results[n]["score"] for n in mixed}
 
 
+def test_retrieval_with_partitioned_weights_is_refused_before_anything_is_read(straight: Path) -> None:
+    """Ranks make as many passes as they have pairs to match, and would wait for each other for ever."""
+    with pytest.raises(ConfigError, match="'coco_retrieval' is answered over a whole split.*partitioned=false"):
+        evaluate(straight, ["vqa", "coco_retrieval"], out=straight / "split.json",
+                 overrides=["evaluate.partitioned=true", "engine.file=ds_configs/zero3.json"])  # fmt: skip
+    assert not (straight / "split.json").exists()
+
+
+def test_a_trained_temperature_stays_in_its_range(recipe: Recipe, tmp_path: Path) -> None:
+    """Also its master, which ZeRO-2 keeps apart from what the model clamps: one step of 0.5 leaves the range either way."""
+    one = ("train.steps=1", "optim.lr=0.5", "optim.warmup_ratio=0.0", "engine.file=ds_configs/zero2.json")
+    train(recipe(*one, tasks=["coco_retrieval"]), tmp_path / "run")
+    trained = load_file(str(tmp_path / "run" / "export" / "adapter.safetensors"))["backbone.temperature.value"]
+    assert min(abs(float(trained) - end) for end in TEMPERATURE_RANGE) < 1e-6
+
+
 def test_frames_are_weighted_by_a_text(recipe: Recipe, tmp_path: Path) -> None:
     """Without a parameter more, and for all three rules."""
     for rule in ("paper", "cosine", "as_coded"):
@@ -132,6 +152,8 @@ def test_frames_are_weighted_by_a_text(recipe: Recipe, tmp_path: Path) -> None:
         (["backbone.tokenizer="], ["vqa"], "tiny_blip"),
         (["backbone.vision.width=48"], ["coco"], "task.NAME.prompt"),
         (["pairs.targets=idss"], ["coco_retrieval"], "ids or diagonal"),
+        (["backbone.kind=retrieval", "pairs.language=1"], ["coco_retrieval"], "'retrieval' is not there"),
+        (["backbone.vision.width=48", "pairs.language=1"], ["coco_retrieval"], "image tokens are 48 wide"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_says_why(
@@ -141,9 +163,37 @@ def test_what_cannot_be_trained_says_why(
         train(recipe(*overrides, "train.steps=1", tasks=tasks), tmp_path / "run")
 
 
+def test_a_task_without_a_trained_part_is_named(recipe: Recipe, tmp_path: Path) -> None:
+    """Linear probes are heads of contrast and matching, which no question reads."""
+    with pytest.raises(EngineError, match="task 'vqa' trains nothing: none of the 2,178 trained parameters"):
+        train(recipe("petl.name=probe", "train.steps=2", tasks=["coco_retrieval", "vqa"]), tmp_path / "run")
+
+
+def test_a_file_in_the_place_of_the_run_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    for folder in (tmp_path / "run", tmp_path / "run" / "below"):
+        with pytest.raises(ConfigError, match="cannot be made.*another --run"):
+            run_folder(folder, RECIPE)
+
+
 def test_another_queue_is_another_run(recipe: Recipe, straight: Path) -> None:
     with pytest.raises(CheckpointError, match="'pairs' was"):
         train(recipe("pairs.queue_size=32"), straight)
+
+
+def test_other_rows_of_a_micro_batch_are_warned_of(
+    recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They change the loss on pairs, and no other one."""
+    run = tmp_path / "run"
+    assert train(recipe("train.steps=1", tasks=["coco_retrieval"]), run).code == 0
+    for micro, warnings in ((2, 0), (4, 1)):
+        resumed = Run(recipe("train.steps=1", f"train.micro_batch={micro}", tasks=["coco_retrieval"]), run)
+        resumed.resume("auto")
+        resumed.saver.close()
+        found = [r.getMessage() for r in caplog.records if "rows of a micro-batch" in r.getMessage()]
+        assert len(found) == warnings
+    assert "were 2 on each of 1 ranks and are 4 on each of 1 ranks now" in found[0]
 
 
 def test_captions_of_the_published_model_begin_behind_a_prompt(recipe: Recipe, tmp_path: Path) -> None:
@@ -157,6 +207,45 @@ def test_captions_of_the_published_model_begin_behind_a_prompt(recipe: Recipe, t
         evaluate(
             tmp_path / "run", ["coco"], overrides=["task.coco.decoding.max_tokens=4", "task.coco.decoding.min_tokens=0"]
         )
+
+
+def test_the_published_model_of_two_pictures(recipe: Recipe, tmp_path: Path) -> None:
+    """Trained and answered by its head; the loss is that of BLIP's own step."""
+    config = recipe("backbone.kind=nlvr2", "train.steps=2", "optim.lr=1e-2", tasks=["nlvr2"])
+    assert train(config, tmp_path / "run").code == 0
+    heads = [f"backbone.compare.{n}.weight" for n in (0, 2)]
+    trained, before = (
+        load_file(str(tmp_path / "run" / "export" / "adapter.safetensors")),
+        build_model(config).trainable(),
+    )
+    assert not any(torch.equal(trained[n], before[n]) for n in heads)
+    assert evaluate(tmp_path / "run", ["nlvr2"])["nlvr2"]["num_examples"] > 0
+    model, text = build_model(config).eval(), torch.randint(5, 900, (3, 6))
+    pixels, mask, truth = (
+        torch.randn(3, 2, 3, 32, 32),
+        torch.arange(6)[None] < torch.tensor([[6], [4], [5]]),
+        torch.tensor([1, 0, 1]),
+    )
+    batch = Batch(
+        "nlvr2",
+        ("a", "b", "c"),
+        text,
+        mask,
+        pixels.flatten(3).transpose(2, 3),
+        truth[:, None],
+        torch.ones(3),
+        denominator=3,
+    )
+    model.set_task("nlvr2")
+    step = compare_step(model.backbone, pixels, text, mask, truth)
+    assert torch.allclose(model(batch), step.loss, atol=1e-6)
+    assert model.generate(batch, Decoding())[:, 1].tolist() == step.logits.argmax(1).tolist()
+    assert model.choose(batch, [[1], [0]]).argmax(1).tolist() == (1 - step.logits.argmax(1)).tolist()
+    one = replace(batch, features=batch.features[:, :1])
+    with pytest.raises(ConfigError, match="two pictures, task 'nlvr2' shows 1"):
+        model(one)
+    with pytest.raises(ConfigError, match="true or false of two pictures and nothing else"):
+        train(recipe("backbone.kind=nlvr2", "train.steps=1", tasks=["vqa"]), tmp_path / "vqa")
 
 
 def test_pretraining_adds_the_loss_of_writing_the_text(recipe: Recipe, tmp_path: Path) -> None:

@@ -39,6 +39,16 @@ def test_the_queue_is_a_ring_for_any_batch() -> None:
     assert int(queue.place) == 26 % 7
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_finite_does_not_get_into_the_queue(bad: float) -> None:
+    """The step is skipped then; its features would be among the negatives of every step after it."""
+    queue, image, text = FeatureQueue(5, 4), unit(3, 4), unit(3, 4, seed=1)
+    image[0, 2], text[1, 3] = bad, bad
+    queue.push(image, text, torch.tensor([7, 8, 9]))
+    assert queue.ids.tolist() == [NO_ID, NO_ID, 9, NO_ID, NO_ID] and int(queue.place) == 3
+    assert bool(queue.image.isfinite().all()) and bool(queue.text.isfinite().all())
+
+
 def test_what_was_not_written_is_nobodys_pair() -> None:
     queue = FeatureQueue(5, 4)
     hard = hard_targets(torch.tensor([3, 4, 3]), torch.cat([torch.tensor([3, 4, 3]), queue.ids]))

@@ -9,12 +9,15 @@ import torch
 
 from mtvl.backbones.blip import Blip, BlipBackbone, BlipConfig
 from mtvl.backbones.blip.backbone import Memory
+from mtvl.config import PairsConfig
 from mtvl.errors import CheckpointError, ConfigError
 from mtvl.model import Model, make_method
 from mtvl.steps.answering import answer_step, caption_step, compare_step, rank_answers
+from mtvl.steps.pairs import PairsLoss
 from mtvl.steps.reranking import OUTSIDE, rerank
 from mtvl.steps.retrieval import RetrievalOptions, RetrievalStep
 from mtvl.steps.teacher import Teacher
+from mtvl.types import Batch
 
 
 def tiny(kind: str = "joint") -> BlipBackbone:
@@ -118,6 +121,35 @@ def test_one_picture_or_one_row_has_no_negatives_and_no_crash() -> None:
             losses.details["logits"][:rows], torch.ones(rows, dtype=torch.long)
         )
         assert torch.allclose(losses.matching, positive) and bool(torch.isfinite(losses.total))
+
+
+def pairs_of(rows: int, uids: tuple[str, ...]) -> Batch:
+    """The first of three rows, of which the last shows the picture of the first: so the collator fills one that it cannot read."""
+    pixels, ids, mask = some_inputs(3)
+    pixels[2] = pixels[0]
+    return Batch(
+        "pairs", uids, ids[:rows], mask[:rows], pixels[:rows].flatten(3).transpose(2, 3), ids[:rows], torch.ones(rows),
+        item_ids=torch.tensor([5, 6, 7][:rows]),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("targets", ["ids", "diagonal"])
+def test_a_row_whose_picture_could_not_be_read_is_no_pair(targets: str) -> None:
+    """Two good rows have one negative each, so nothing is left to chance."""
+    config = PairsConfig(queue_size=6, targets=targets, agreement=1.0, agreement_temperature=0.1, language=1.0)
+    found = []
+    for rows, uids in ((2, ("a", "b")), (3, ("a", "b", "")), (3, ("", "", ""))):
+        model = tiny("pretrain")
+        pairs = PairsLoss(model, config)
+        pairs(model, pairs_of(rows, uids)).backward()
+        pairs.count.zero_()
+        loss = pairs(model, pairs_of(rows, uids))
+        found.append((loss, {n: p.grad for n, p in model.named_parameters()}, pairs.step.queue.ids.tolist()))
+    (without, gradients, _), (beside, same, queue), (nothing, none, empty) = found
+    assert torch.allclose(beside, without, atol=1e-5)  # measured: equal
+    assert all(torch.allclose(same[name], gradients[name], atol=1e-5) for name in gradients)  # 1.2e-6
+    assert queue == [5, 6, -100, 5, 6, -100] and empty == [-100] * 6
+    assert nothing == 0 and not any(g is not None and bool(g.any()) for g in none.values())
 
 
 def test_drawn_negatives_are_never_of_the_same_picture() -> None:

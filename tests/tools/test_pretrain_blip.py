@@ -127,6 +127,14 @@ def test_slips_are_named(
     assert words in capsys.readouterr().err and not (tmp_path / "out" / "backbone.json").exists()
 
 
+def test_a_file_in_the_place_of_the_folder_is_named(
+    start: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").write_text("")
+    assert start("out") == 2
+    assert "cannot be made a folder" in capsys.readouterr().err
+
+
 def test_another_recipe_is_refused(start: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["out", "--recipe", str(RECIPES / "tiny.yaml")]) == 2
     assert "found clip_bart in" in capsys.readouterr().err

@@ -149,7 +149,7 @@ def test_published_settings_of_blip() -> None:
     assert found.pop("uniadapter_joint") == (1e-4, 128, 384)
     assert found == {
         "base_coco_retrieval": (1e-5, 256, 384), "large_coco_retrieval": (5e-6, 128, 384), "base_flickr30k": (1e-5, 256, 384),
-        "base_caption": (1e-5, 256, 384), "large_caption": (2e-6, 128, 384), "base_vqa": (2e-5, 256, 480),
+        "base_nlvr2": (3e-5, 256, 384), "base_caption": (1e-5, 256, 384), "large_caption": (2e-6, 128, 384), "base_vqa": (2e-5, 256, 480),
         "uniadapter_r128_coco_retrieval": (1e-5, 256, 384), "uniadapter_r512_coco_retrieval": (1e-5, 256, 384),
         "uniadapter_r128_large_coco_retrieval": (1e-5, 128, 384), "uniadapter_r512_flickr30k": (1e-5, 256, 384),
         "uniadapter_r512_msrvtt": (1e-5, 64, 224), "uniadapter_r512_didemo": (1e-5, 64, 224),
@@ -158,12 +158,13 @@ def test_published_settings_of_blip() -> None:
         "unitrans_r64_vqa": (2e-5, 128, 384),
     }  # fmt: skip
     sizes = {"coco_retrieval": 566_747, "flickr30k": 145_000, "coco": 566_747, "vqa": 443_757, "msrvtt": 180_000,
-             "didemo": 8_395, "msrvtt_qa": 158_581}  # fmt: skip
+             "didemo": 8_395, "msrvtt_qa": 158_581, "nlvr2": 86_373}  # fmt: skip
     for name, config in configs.items():
         assert (config.optim.weight_decay, config.optim.schedule) == (0.05, "cosine"), name
         if len(config.tasks) == 1:
             epochs = config.train.steps * config.train.global_batch / sizes[config.tasks[0]]
-            assert round(epochs) in (5, 6, 10) and abs(epochs - round(epochs)) < 0.01, name
+            assert round(epochs) in (5, 6, 10, 15) and abs(epochs - round(epochs)) < 0.01, name
+            assert config.task[config.tasks[0]]["wording"] == "plain", name
 
 
 HEADER = (

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from mtvl.backbones.answers import NO_ANSWER, AnswerList
 from mtvl.backbones.blip.config import VisionShape
 from mtvl.backbones.blip.model import Blip
 from mtvl.backbones.clip_config import VISUAL_KINDS
@@ -52,6 +53,29 @@ class Memory:
         return Memory(torch.cat(hidden), torch.cat(masks), memories[0].prefix)
 
 
+class TrueOrFalse(AnswerList):
+    """What the head that compares two pictures says, whatever the task. *Source:* the order of its columns is BLIP's."""
+
+    def __init__(self) -> None:
+        super().__init__({"": ("false", "true")})
+
+    def encode(self, text: str) -> list[int]:
+        """The column; ConfigError for another answer."""
+        if not (found := super().encode(text)):
+            raise ConfigError(
+                f"'backbone.kind' 'nlvr2' says true or false of two pictures and nothing else, found the answer {text!r}; set "
+                "backbone.kind=joint"
+            )
+        return found
+
+    def are_exclusive(self, task: str) -> bool:
+        """True: one of two."""
+        return True
+
+
+TRUE_OR_FALSE = TrueOrFalse()
+
+
 @dataclass(frozen=True)
 class PixelReader:
     """How pictures and frames become pixels. It stands where other backbones have a tower that trains."""
@@ -77,10 +101,12 @@ class BlipBackbone(Blip):
       reads its states (BLIP's VQA model); without pictures the text is encoded alone;
     - a row without words, as a caption has, has nothing to encode, and the decoder reads the image tokens themselves
       (BLIP's captioning model, without a prompt, as it was pre-trained);
-    - of the kinds whose decoder reads image tokens (caption, pretrain) the source is what every answer begins with.
+    - of the kinds whose decoder reads image tokens (caption, pretrain) the source is what every answer begins with;
+    - the kind nlvr2 has no decoder: a statement about two pictures is true or false by a head on its first state.
 
     Several pictures of a row are told apart by a fixed code added to the tokens of all but the first (`picture_order`).
-    *Source:* Li et al. 2022; differences: the code, and two pictures without a second branch of cross-attention.
+    *Source:* Li et al. 2022; differences: the code, and, but for the kind nlvr2, two pictures without a second branch of
+    cross-attention.
     """
 
     grounding: Callable[..., torch.Tensor] | None = (
@@ -99,6 +125,11 @@ class BlipBackbone(Blip):
                 f"unknown kind {unknown[0]!r} in 'backbone.visual'; {near_names(unknown[0], VISUAL_KINDS)}"
             )
         return dict.fromkeys(kinds, 3)
+
+    @property
+    def answers(self) -> AnswerList | None:
+        """The answers of a kind that writes none."""
+        return TRUE_OR_FALSE if self.parts.encoder == "two" else None
 
     @property
     def visual_tower(self) -> PixelReader:
@@ -140,6 +171,8 @@ class BlipBackbone(Blip):
         """
         if batch.parts:
             return Memory.join([self.encode(part) for part in batch.parts])
+        if self.parts.encoder == "two":
+            return self._compared(batch)
         if not self.parts.decoder_reads:
             raise ConfigError(
                 f"'backbone.kind' {self.config.kind!r} has no decoder, so it answers no questions and writes no captions; set "
@@ -171,7 +204,7 @@ class BlipBackbone(Blip):
             is_there = is_there.new_ones(pixels.shape[:2])
         tokens = self.see(pixels)
         scale = self.config.frame_order if batch.feature_kind == "frame" else self.config.picture_order
-        if scale and tokens.shape[1] > 1:
+        if scale and tokens.shape[1] > 1 and self.parts.encoder != "two":  # whose branches tell its pictures apart
             code = order_code(tokens.shape[1], tokens.shape[3], tokens.device) * scale
             tokens = tokens + code.to(tokens.dtype)[None, :, None]
         return tokens, is_there
@@ -211,6 +244,20 @@ class BlipBackbone(Blip):
             return self.grounding(self, batch.source_ids, batch.source_mask, tokens)
         return self.fuse(batch.source_ids, batch.source_mask, tokens, is_there if is_padded else None)
 
+    def _compared(self, batch: Batch) -> Memory:
+        """States of statements with their two pictures."""
+        tokens, is_there = self.look(batch)
+        if tokens.shape[1] != 2 or batch.feature_kind == "frame":
+            raise ConfigError(
+                f"'backbone.kind' 'nlvr2' judges statements about two pictures, task '{batch.task}' shows {tokens.shape[1]} "
+                f"{'frames' if batch.feature_kind == 'frame' else 'of them'}; set backbone.kind=joint"
+            )
+        return Memory(self._ground(batch, tokens, is_there), batch.source_mask)
+
+    def answer_logits(self, memory: Memory) -> torch.Tensor:
+        """Scores (B, 2) of false and true."""
+        return self.compare(memory.hidden[:, 0])
+
     def _check_widths(self) -> None:
         if self.vision_shape.width != self.text_shape.width:
             raise ConfigError(
@@ -219,11 +266,15 @@ class BlipBackbone(Blip):
             )
 
     def decode(self, memory: Memory, target_ids: torch.Tensor) -> torch.Tensor:
-        """Teacher-forced logits (B, T, K) for target_ids (B, T), -100 where ignored."""
+        """Teacher-forced logits (B, T, K) for target_ids (B, T), -100 where ignored; of answers the same at every place."""
+        if self.answers is not None:
+            return self.answer_logits(memory)[:, None].expand(-1, target_ids.shape[1], -1)
         return self.decoder.logits(self._target_states(memory, target_ids))
 
     def label_logits(self, memory: Memory, target_ids: torch.Tensor) -> torch.Tensor:
         """Teacher-forced logits (N, K) of the N positions of target_ids (B, T) that are not -100, row after row."""
+        if self.answers is not None:
+            return self.answer_logits(memory)[(target_ids != IGNORED).nonzero()[:, 0]]
         return self.decoder.logits(self._target_states(memory, target_ids)[target_ids != IGNORED])
 
     def _target_states(self, memory: Memory, target_ids: torch.Tensor) -> torch.Tensor:
@@ -236,6 +287,9 @@ class BlipBackbone(Blip):
 
     def generate(self, memory: Memory, decoding: Decoding) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Token ids (B, <= max_tokens), right-padded, without the prefix, and the scores (B,) of a beam search."""
+        if self.answers is not None:
+            best = self.answer_logits(memory).argmax(-1, keepdim=True)
+            return torch.cat([torch.full_like(best, NO_ANSWER), best], 1), None
         length = len(memory.prefix)
         if decoding.max_tokens <= length + 1:
             raise ConfigError(

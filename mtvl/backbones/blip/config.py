@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -154,11 +155,17 @@ class BlipConfig:
                 raise ConfigError(f"'backbone.{where}': width {shape.width} is no multiple of heads {shape.heads}")
         if seen.image_size % seen.patch:
             raise ConfigError(f"'backbone.image_size' {seen.image_size} is no multiple of the patch size {seen.patch}")
-        if self.frames < 1 or self.picture_order < 0 or self.frame_order < 0 or not self.init_std > 0:
+        if (
+            self.frames < 1
+            or self.embed_dim < 1
+            or self.picture_order < 0
+            or self.frame_order < 0
+            or not self.init_std > 0
+        ):
             raise ConfigError(
-                "'backbone.frames' must be at least 1, 'backbone.init_std' above 0, and 'backbone.picture_order' and "
-                f"'backbone.frame_order' not below 0; found {self.frames}, {self.init_std}, {self.picture_order} and "
-                f"{self.frame_order}"
+                "'backbone.frames' and 'backbone.embed_dim' must be at least 1, 'backbone.init_std' above 0, and "
+                f"'backbone.picture_order' and 'backbone.frame_order' not below 0; found {self.frames}, {self.embed_dim}, "
+                f"{self.init_std}, {self.picture_order} and {self.frame_order}"
             )
         if parts.tied and parts.decoder_reads != "image":
             raise ConfigError("a decoder that is tied to the encoder reads image tokens, as the encoder does")
@@ -177,4 +184,22 @@ def _shape(cls: type[S], values: dict[str, Any], where: str) -> S:
     known = {f.name for f in dataclasses.fields(cls)}
     if unknown := sorted(set(values) - known):
         raise ConfigError(f"unknown 'backbone.{where}.{unknown[0]}'; {near_names(unknown[0], known)}")
-    return cls(**values)
+    kinds = {f.name: str(f.type) for f in dataclasses.fields(cls)}
+    return cls(**{key: _size(kinds[key], value, f"{where}.{key}") for key, value in values.items()})
+
+
+def _size(kind: str, value: Any, key: str) -> Any:
+    """`value` as a size of the `kind` int or float; ConfigError for what is none.
+
+    These sections stay plain mappings, so their values come here as YAML reads them: 1e-5 is a text there.
+    """
+    if kind == "float" and isinstance(value, str):
+        with contextlib.suppress(ValueError):  # said below
+            value = float(value)
+    name = key.rpartition(".")[2]
+    is_number = isinstance(value, int if kind == "int" else (int, float)) and not isinstance(value, bool)
+    is_share, may_be_zero = name in ("drop_path", "dropout"), name in ("pad_id", "eos_id")
+    if is_number and (0 <= value < 1 if is_share else value > 0 or (may_be_zero and value == 0)):
+        return value
+    wanted = "from 0 to below 1" if is_share else "not below 0" if may_be_zero else "above 0"
+    raise ConfigError(f"'backbone.{key}' expects a{'n' if kind == 'int' else ''} {kind} {wanted}, found {value!r}")

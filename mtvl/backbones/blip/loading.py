@@ -80,7 +80,12 @@ def read_state(source: str) -> State:
             load_file(str(path)) if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )  # fmt: skip
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
+    except pickle.UnpicklingError:  # torch's own words advise to unpickle it all the same
+        raise CheckpointError(
+            f"{path} cannot be read as weights: expected what torch.save writes of tensors by name, found something else, or "
+            "more than tensors, which is not unpickled"
+        ) from None
+    except (SafetensorError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from None
     content = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
@@ -142,7 +147,7 @@ def load_original(
 def interpolate_positions(table: torch.Tensor, tokens: int) -> torch.Tensor:
     """A position table (1, P, D) for `tokens` places: the class token's row is kept, the square grid resized.
 
-    Bicubic without antialiasing, corners not aligned. Raises CheckpointError for a grid that is no square.
+    Bicubic without antialiasing, corners not aligned, in float32 at least. Raises CheckpointError for a grid that is no square.
     *Source:* BLIP's `interpolate_pos_embed`.
     """
     sides = [round((count - 1) ** 0.5) for count in (table.shape[1], tokens)]
@@ -150,6 +155,7 @@ def interpolate_positions(table: torch.Tensor, tokens: int) -> torch.Tensor:
         raise CheckpointError(f"positions of {table.shape[1]} and {tokens} tokens are not both a square and one more")
     if sides[0] == sides[1]:
         return table
+    table = table.to(torch.promote_types(table.dtype, torch.float32))  # tools/pretrain_blip.py writes halves
     grid = table[:, 1:].unflatten(1, (sides[0], sides[0])).permute(0, 3, 1, 2)
     grid = nn.functional.interpolate(grid, size=(sides[1], sides[1]), mode="bicubic", align_corners=False)
     return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2)], 1)
