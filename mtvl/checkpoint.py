@@ -9,25 +9,24 @@ functions with ranks in mind decide on rank 0 and tell the others.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mtvl import dist
-from mtvl.errors import CheckpointError, ConfigError, MtvlError, near_names
+from mtvl.errors import FULL_DISK, CheckpointError, ConfigError, MtvlError
 
 FORMAT = 1
 FOLDER, MANIFEST, STATE, DONE = "checkpoints", "manifest.json", "state.json", "DONE"
 STEP_NAME = re.compile(r"step_(\d+)")
 UNFINISHED = (".tmp", ".old")
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +64,29 @@ def left_of(run: Path) -> str:
     if not steps:
         return f"There is no checkpoint in {run} yet: the same command begins again"
     return f"{run / FOLDER / f'step_{steps[-1]}'} stays: the same command goes on from there"
+
+
+def run_folder(run: Path | None, recipe: Path) -> Path:
+    """`run`, or a new folder runs/RECIPE-TIME that all ranks agree on; runs/latest points to it.
+
+    ConfigError where it cannot be made.
+    """
+    if run is None:
+        run = Path("runs") / dist.broadcast_object(f"{recipe.stem}-{time.strftime('%Y%m%d-%H%M%S')}")
+    failure = ""
+    if dist.is_main():
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            if run.parent == Path("runs"):
+                link = run.parent / "latest"
+                if link.is_symlink() or not link.exists():
+                    link.unlink(missing_ok=True)
+                    link.symlink_to(run.name)
+        except OSError as error:
+            failure = f"--run {run}: expected a folder that can be written to, found: {error.strerror}; give another"
+    if failure := dist.broadcast_object(failure):  # on every rank, or the others would wait
+        raise ConfigError(failure)
+    return run
 
 
 @contextlib.contextmanager
@@ -133,7 +155,7 @@ def damage(folder: Path) -> str | None:
             return f"{MANIFEST} does not list {STATE}"
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"
     return None
 
@@ -186,11 +208,20 @@ def open_checkpoint(folder: Path) -> tuple[Path, int]:
 
 
 def resolve_resume(mode: str, run: Path) -> tuple[Path, int] | None:
-    """What `--resume auto|never|DIR` means for a run folder: the checkpoint and its step, or None for a fresh start."""
+    """What `--resume auto|never|DIR` means for a run folder: the checkpoint and its step, or None for a fresh start.
+
+    CheckpointError for a DIR that cannot be used, and for one that is older than what the run folder holds.
+    """
     if mode == "never":
         return None
     if mode != "auto":
-        return open_checkpoint(Path(mode))
+        named, own = open_checkpoint(Path(mode)), find_resumable(run)
+        if own is not None and own[1] > named[1]:  # the log would lose the steps between, and later starts mix the two
+            raise CheckpointError(
+                f"{run} already holds {own[0].name}, which is newer than {named[0]}; --resume auto goes on from it, and with "
+                f"another --run training branches off from {named[0].name}"
+            )
+        return named
     found = find_resumable(run)
     if dist.is_main():
         log.info("resuming from %s", found[0]) if found else log.info("no checkpoint in %s: starting fresh", run)
@@ -202,26 +233,30 @@ def read_state(
 ) -> dict[str, Any]:
     """Content of `state.json`; with `fingerprints` given, CheckpointError names the first that differs, with values.
 
-    Those of the names `allowed` may differ, with a warning each; ConfigError when nothing is called so.
+    Those of the names `allowed` may differ, with a warning each. Rank 0 compares its own, for all: other machines may have
+    their data in other folders.
     """
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"cannot read {folder / STATE}: {error}") from None
-    if state.get("format") != FORMAT:
-        raise CheckpointError(f"{folder / STATE}: expected format {FORMAT}, found {state.get('format')}")
+        found, saved = state["format"], dict(state["fingerprints"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"cannot read {folder / STATE} ({type(error).__name__}: {error})") from None
+    if found != FORMAT:
+        raise CheckpointError(f"{folder / STATE}: expected format {FORMAT}, found {found}")
     if fingerprints is not None:
-        _compare(folder, state["fingerprints"], fingerprints, frozenset(allowed))
+        failure = None
+        if dist.is_main():
+            try:
+                _compare(folder, saved, fingerprints, frozenset(allowed))
+            except CheckpointError as error:
+                failure = str(error)
+        if failure := dist.broadcast_object(failure):
+            raise CheckpointError(failure)
     return state
 
 
 def _compare(folder: Path, saved: Mapping[str, str], now: Mapping[str, str], allowed: frozenset[str]) -> None:
-    names = list(dict.fromkeys((*saved, *now)))
-    for unknown in sorted(allowed.difference(names)):
-        raise ConfigError(
-            f"'checkpoint.allow' names '{unknown}', which is no item of a run; {near_names(unknown, names)}"
-        )
-    for name in (n for n in names if saved.get(n) != now.get(n)):
+    for name in (n for n in dict.fromkeys((*saved, *now)) if saved.get(n) != now.get(n)):
         difference = (
             f"'{name}' was {saved.get(name, '(absent)')} when it was saved and is {now.get(name, '(absent)')} now"
         )

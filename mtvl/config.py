@@ -145,6 +145,13 @@ class EngineConfig:
     pack_frozen: bool = True  # on CPUs: frozen weights in the processor's layout too; faster, but more memory
 
 
+# What a checkpoint belongs to (`mtvl.train.identity_of` makes it), by the names that `checkpoint.allow` takes.
+RUN_ITEMS = (
+    "base", "tower", "plan", "backbone", "petl", "tasks", "seed", "number of examples", "examples", "mixture", "schedule",
+    "train.global_batch", "train.steps", "train.precision", "optim", "paper_compat", "data.text_only", "data.augment", "pairs",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class CheckpointConfig:
     """Resume states."""
@@ -332,6 +339,9 @@ def validate(config: RunConfig) -> None:
                 raise ConfigError(f"'{section}.{name}' is not one of the tasks; {near_names(name, config.tasks)}")
             if not weight > 0:
                 raise ConfigError(f"'{section}.{name}' must be above 0, found {weight}")
+    for name in config.checkpoint.allow:
+        if name not in RUN_ITEMS:
+            raise ConfigError(f"'checkpoint.allow': no item of a run is called {name!r}; {near_names(name, RUN_ITEMS)}")
     if config.optim.tower != TowerOptimConfig() and not config.backbone.get("train_tower"):
         raise ConfigError(
             "'optim.tower' is for a tower that is trained; set backbone.train_tower=true, or leave it out"

@@ -97,7 +97,7 @@ def read_config(folder: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig,
         values = content["config"]
         if not isinstance(values, dict):
             raise TypeError(f"'config' is {type(values).__name__}")
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{folder / 'adapter.json'} is damaged ({type(error).__name__}: {error})") from None
     if content.get("format") != FORMAT:
         raise CheckpointError(f"{folder}: export format {content.get('format')}, this version reads {FORMAT}")

@@ -230,6 +230,10 @@ def test_the_defaults_are_valid() -> None:
             replace(GOOD, checkpoint=CheckpointConfig(every_steps=0)),
             "'checkpoint.every_steps' must be above 0, found 0",
         ),
+        (
+            replace(GOOD, checkpoint=CheckpointConfig(allow=("optim", "optm"))),
+            "'checkpoint.allow': no item of a run is called 'optm'; did you mean 'optim'",
+        ),
         (replace(GOOD, data=DataConfig(workers=-1)), "'data.workers' must be 0 or above, found -1"),
         (replace(GOOD, train=TrainConfig(precision="fp8")), "unknown 'train.precision' 'fp8'"),
         (replace(GOOD, mixture=MixtureConfig(weights={"vqq": 1.0})), "'mixture.weights.vqq' is not one of the tasks"),
