@@ -67,26 +67,45 @@ def left_of(run: Path) -> str:
 
 
 def run_folder(run: Path | None, recipe: Path) -> Path:
-    """`run`, or a new folder runs/RECIPE-TIME that all ranks agree on; runs/latest points to it.
+    """`run`, or a new folder runs/RECIPE-TIME of this start alone, the same on all ranks; runs/latest points to it.
 
     ConfigError where it cannot be made.
     """
-    if run is None:
-        run = Path("runs") / dist.broadcast_object(f"{recipe.stem}-{time.strftime('%Y%m%d-%H%M%S')}")
     failure = ""
     if dist.is_main():
         try:
-            run.mkdir(parents=True, exist_ok=True)
-            if run.parent == Path("runs"):
-                link = run.parent / "latest"
-                if link.is_symlink() or not link.exists():
-                    link.unlink(missing_ok=True)
-                    link.symlink_to(run.name)
+            run = _made(run, f"{recipe.stem}-{time.strftime('%Y%m%d-%H%M%S')}")
         except OSError as error:
-            failure = f"--run {run}: expected a folder that can be written to, found: {error.strerror}; give another"
-    if failure := dist.broadcast_object(failure):  # on every rank, or the others would wait
+            failure = f"--run {run or 'runs'}: expected a folder that can be written to, found: {error.strerror}; give another"
+    run, failure = dist.broadcast_object((run, failure))  # on every rank, or the others would wait
+    if run is None or failure:
         raise ConfigError(failure)
     return run
+
+
+def _made(run: Path | None, name: str) -> Path:
+    if run is not None:
+        run.mkdir(parents=True, exist_ok=True)
+    else:
+        run = _new_folder(Path("runs"), name)
+    if run.parent == Path("runs"):
+        link = run.parent / "latest"
+        if link.is_symlink() or not link.exists():
+            link.unlink(missing_ok=True)
+            link.symlink_to(run.name)
+    return run
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    """A folder that was not there before: two starts in one second must not write into one."""
+    parent.mkdir(exist_ok=True)
+    number = 1
+    while True:
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+        number += 1
 
 
 @contextlib.contextmanager
@@ -114,7 +133,7 @@ def _seal(folder: Path, final: Path, state: Mapping[str, Any]) -> None:
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps({"format": FORMAT, "files": entries}, indent=1), encoding="utf-8")
     for path in [*files, manifest, folder]:
-        _flush(path)
+        flush(path)
     if final.exists():  # the same step again, after a resume from an older checkpoint
         retired = final.with_name(final.name + ".old")
         shutil.rmtree(retired, ignore_errors=True)
@@ -123,7 +142,7 @@ def _seal(folder: Path, final: Path, state: Mapping[str, Any]) -> None:
         shutil.rmtree(retired)
     else:
         os.replace(folder, final)
-    _flush(final.parent)
+    flush(final.parent)
 
 
 def _sha256(path: Path) -> str:
@@ -131,7 +150,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -310,9 +330,9 @@ def write_done(run: Path, step: int, metrics: Mapping[str, Any]) -> None:
     if dist.is_main():
         draft = run / (DONE + ".tmp")
         draft.write_text(json.dumps({"step": step, "metrics": dict(metrics)}, indent=1), encoding="utf-8")
-        _flush(draft)
+        flush(draft)
         os.replace(draft, run / DONE)
-        _flush(run)
+        flush(run)
     dist.barrier()
 
 

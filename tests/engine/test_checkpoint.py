@@ -316,6 +316,14 @@ def test_a_run_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
             cp.run_folder(tmp_path / name, Path("tiny.yaml"))
 
 
+def test_two_starts_in_one_second_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mtvl.checkpoint.time.strftime", lambda _form: "now")
+    found = [cp.run_folder(None, Path("a/tiny.yaml")) for _ in range(3)]
+    assert [str(run) for run in found] == ["runs/tiny-now", "runs/tiny-now-2", "runs/tiny-now-3"]
+    assert cp.run_folder(found[0], Path("tiny.yaml")) == found[0] and os.readlink("runs/latest") == "tiny-now"
+
+
 def test_done_record(tmp_path: Path) -> None:
     assert cp.read_done(tmp_path) is None
     cp.write_done(tmp_path, 12, {"vqa": 51.5})

@@ -142,7 +142,7 @@ def test_a_changed_item_may_be_allowed(
         "checkpoint.allow=[optim,train.steps]",
         "engine.pack_frozen=false",
     )
-    step, is_done = Engine.train_step, []
+    step, is_done, waits = Engine.train_step, [], []
 
     def watched(*arguments: Any) -> object:
         is_done.append((run / "DONE").exists())
@@ -150,7 +150,9 @@ def test_a_changed_item_may_be_allowed(
 
     with monkeypatch.context() as patched:
         patched.setattr(Engine, "train_step", watched)
+        patched.setattr("mtvl.dist.wait_at_most", waits.append)
         assert train(recipe(*longer), run).code == 0
+    assert waits == [1800 + 70]  # a stuck step is reported before a collective gives up
     assert is_done == [False] and (run / "DONE").exists()  # that of the shorter run proved nothing any more
     assert losses(run)[:12] == losses(straight) and len(losses(run)) == 13
     assert "'train.steps' was 12 when it was saved and is 13 now, as checkpoint.allow lets it" in caplog.text
