@@ -371,7 +371,7 @@ def _check_numbers(config: RunConfig) -> None:
         "pairs.smoothing": config.pairs.smoothing, "pairs.agreement": config.pairs.agreement,
         "pairs.language": config.pairs.language, "pairs.agreement_temperature": config.pairs.agreement_temperature,
         "data.augment.operations": config.data.augment.operations,
-        "evaluate.num_beams": config.evaluate.num_beams, "optim.tower.lr": config.optim.tower.lr,
+        "evaluate.num_beams": config.evaluate.num_beams, "optim.tower.lr": config.optim.tower.lr, "optim.eps": config.optim.eps,
     }  # fmt: skip
     for key, number in not_negative.items():
         if not number >= 0:
@@ -382,10 +382,11 @@ def _check_numbers(config: RunConfig) -> None:
             "'data.augment.least_area' must lie above 0 and up to 1, 'data.augment.flip' in 0..1 and 'data.augment.magnitude' "
             f"in 0..10; found {augment.least_area:g}, {augment.flip:g} and {augment.magnitude}"
         )
-    if not 0 <= config.pairs.alpha <= 1:
-        raise ConfigError(f"'pairs.alpha' must lie in 0..1, found {config.pairs.alpha}")
-    if not 0 <= config.optim.warmup_ratio <= 1:
-        raise ConfigError(f"'optim.warmup_ratio' must lie in 0..1, found {config.optim.warmup_ratio}")
+    for key, share in (("pairs.alpha", config.pairs.alpha), ("optim.warmup_ratio", config.optim.warmup_ratio)):
+        if not 0 <= share <= 1:
+            raise ConfigError(f"'{key}' must lie in 0..1, found {share}")
+    if not all(0 <= beta < 1 for beta in config.optim.betas):
+        raise ConfigError(f"'optim.betas' must lie in 0..1, below 1, found {config.optim.betas}")
 
 
 def to_plain(config: Any) -> Any:

@@ -245,6 +245,11 @@ def test_the_defaults_are_valid() -> None:
         (replace(GOOD, train=TrainConfig(steps=0)), "'train.steps' must be above 0, found 0"),
         (replace(GOOD, train=TrainConfig(micro_batch=-1)), "'train.micro_batch' must be above 0, found -1"),
         (replace(GOOD, optim=OptimConfig(lr=float("nan"))), "'optim.lr' must be above 0, found nan"),
+        (
+            replace(GOOD, optim=OptimConfig(betas=(0.9, 9.99))),
+            "'optim.betas' must lie in 0..1, below 1, found (0.9, 9.99)",
+        ),
+        (replace(GOOD, optim=OptimConfig(eps=-1e-8)), "'optim.eps' must be 0 or above, found -1e-08"),
         (replace(GOOD, optim=OptimConfig(warmup_ratio=1.5)), "'optim.warmup_ratio' must lie in 0..1, found 1.5"),
     ],
 )

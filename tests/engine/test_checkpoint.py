@@ -41,6 +41,28 @@ def test_written_checkpoint_is_whole(tmp_path: Path) -> None:
     assert [p.name for p in folder.parent.iterdir()] == ["step_10"]
 
 
+def test_all_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a power cut would leave a checkpoint of empty files; and the name itself is on the disk before others are deleted."""
+    order, sync, replace = [], os.fsync, os.replace
+
+    def synced(number: int) -> None:
+        order.append(Path(os.readlink(f"/proc/self/fd/{number}")).name)
+        sync(number)
+
+    def replaced(source: Path, target: Path) -> None:
+        order.append(f"-> {Path(target).name}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    write(tmp_path, 10)
+    files = {"engine.bin", "rank_0.bin", "state.json", "manifest.json", "step_10.tmp"}
+    assert set(order[:-2]) == files and order[-2:] == ["-> step_10", "checkpoints"]
+    order.clear()
+    cp.write_done(tmp_path, 10, {})
+    assert order == ["DONE.tmp", "-> DONE", tmp_path.name]
+
+
 def test_newest_by_number_not_by_name(tmp_path: Path) -> None:
     for step in (900, 1000, 20):
         write(tmp_path, step)
