@@ -261,7 +261,7 @@ class Engine:
         """The exact training state in rank 0's memory, to be written while training goes on. Collective; must not run
         inside a window."""
         facts = {"skipped_steps": self.skipped_steps, "skipped_in_a_row": self.skipped_in_a_row, "sums": self._sums()}
-        return take_state(self.masters, self.groups, facts)
+        return take_state(self.masters, self.groups, {**facts, "loss_scale": self.masters.loss_scale()})
 
     def _sums(self) -> dict[str, Any]:
         """What may change in a resume, and with it nothing but the rounding of sums."""
@@ -277,7 +277,8 @@ class Engine:
         facts = load_state(folder, self.masters, self.groups)
         self.skipped_steps = facts["skipped_steps"]
         self.skipped_in_a_row = facts["skipped_in_a_row"]
-        saved, now = facts.get("sums", {}), self._sums()  # checkpoints from before have none
+        self.masters.set_loss_scale(facts.get("loss_scale", {}))  # checkpoints from before have neither
+        saved, now = facts.get("sums", {}), self._sums()
         changed = [f"{name} {saved[name]} -> {now[name]}" for name in saved if saved[name] != now.get(name)]
         if changed and dist.is_main():
             log.warning("%s goes on with %s: sums are rounded otherwise from here on", folder, ", ".join(changed))
