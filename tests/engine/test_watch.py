@@ -112,8 +112,7 @@ def test_collectives_wait_as_long_as_they_are_told(tmp_path: Path) -> None:
     script = tmp_path / "patient.py"
     script.write_text(PATIENT)
     first, _ = launch(script, 2, timeout_seconds=120)
-    assert first.code == 1 and first.output.count("Traceback") == 1, first.output
-    assert "Timed out waiting 500ms" in first.output, first.output
+    assert first.code == 1 and "Timed out waiting 500ms" in first.output, first.output
 
 
 LATE = """
