@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from mtvl import dist
@@ -37,4 +38,20 @@ def check_ranks(config: RunConfig) -> None:
                 f"before the first step: the ranks were given different recipes, '{key}' differs; "
                 + "; ".join(lines)
                 + "; start all ranks with one command"
+            )
+
+
+def check_identity(identity: Mapping[str, str]) -> None:
+    """EngineError on all ranks unless all made the same of it: other copies of data or weights would go unnoticed.
+
+    "examples" and "backbone" are left out, since paths are in them, and folders may differ from machine to machine.
+    """
+    apart = ("examples", "backbone")
+    everyone = dist.gather_objects({key: value for key, value in identity.items() if key not in apart})
+    for key, value in everyone[0].items():
+        if any(other.get(key) != value for other in everyone):
+            lines = [f"rank {rank}: {other.get(key)}" for rank, other in enumerate(everyone)]
+            raise EngineError(
+                f"before the first step: the ranks differ in '{key}'; {'; '.join(lines)}; give all machines the same data and "
+                "weights, and start all ranks with one command"
             )

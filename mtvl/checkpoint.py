@@ -9,25 +9,24 @@ functions with ranks in mind decide on rank 0 and tell the others.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mtvl import dist
-from mtvl.errors import CheckpointError, ConfigError, MtvlError, near_names
+from mtvl.errors import FULL_DISK, CheckpointError, ConfigError, MtvlError
 
 FORMAT = 1
 FOLDER, MANIFEST, STATE, DONE = "checkpoints", "manifest.json", "state.json", "DONE"
 STEP_NAME = re.compile(r"step_(\d+)")
 UNFINISHED = (".tmp", ".old")
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +66,48 @@ def left_of(run: Path) -> str:
     return f"{run / FOLDER / f'step_{steps[-1]}'} stays: the same command goes on from there"
 
 
+def run_folder(run: Path | None, recipe: Path) -> Path:
+    """`run`, or a new folder runs/RECIPE-TIME of this start alone, the same on all ranks; runs/latest points to it.
+
+    ConfigError where it cannot be made.
+    """
+    failure = ""
+    if dist.is_main():
+        try:
+            run = _made(run, f"{recipe.stem}-{time.strftime('%Y%m%d-%H%M%S')}")
+        except OSError as error:
+            failure = f"--run {run or 'runs'}: expected a folder that can be written to, found: {error.strerror}; give another"
+    run, failure = dist.broadcast_object((run, failure))  # on every rank, or the others would wait
+    if run is None or failure:
+        raise ConfigError(failure)
+    return run
+
+
+def _made(run: Path | None, name: str) -> Path:
+    if run is not None:
+        run.mkdir(parents=True, exist_ok=True)
+    else:
+        run = _new_folder(Path("runs"), name)
+    if run.parent == Path("runs"):
+        link = run.parent / "latest"
+        if link.is_symlink() or not link.exists():
+            link.unlink(missing_ok=True)
+            link.symlink_to(run.name)
+    return run
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    """A folder that was not there before: two starts in one second must not write into one."""
+    parent.mkdir(exist_ok=True)
+    number = 1
+    while True:
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+        number += 1
+
+
 @contextlib.contextmanager
 def full_disks_named(run: Path) -> Iterator[None]:
     """CheckpointError in place of an OSError of a disk that takes no more, with what is left of the run."""
@@ -92,7 +133,7 @@ def _seal(folder: Path, final: Path, state: Mapping[str, Any]) -> None:
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps({"format": FORMAT, "files": entries}, indent=1), encoding="utf-8")
     for path in [*files, manifest, folder]:
-        _flush(path)
+        flush(path)
     if final.exists():  # the same step again, after a resume from an older checkpoint
         retired = final.with_name(final.name + ".old")
         shutil.rmtree(retired, ignore_errors=True)
@@ -101,7 +142,7 @@ def _seal(folder: Path, final: Path, state: Mapping[str, Any]) -> None:
         shutil.rmtree(retired)
     else:
         os.replace(folder, final)
-    _flush(final.parent)
+    flush(final.parent)
 
 
 def _sha256(path: Path) -> str:
@@ -109,7 +150,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -133,7 +175,7 @@ def damage(folder: Path) -> str | None:
             return f"{MANIFEST} does not list {STATE}"
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"
     return None
 
@@ -186,11 +228,20 @@ def open_checkpoint(folder: Path) -> tuple[Path, int]:
 
 
 def resolve_resume(mode: str, run: Path) -> tuple[Path, int] | None:
-    """What `--resume auto|never|DIR` means for a run folder: the checkpoint and its step, or None for a fresh start."""
+    """What `--resume auto|never|DIR` means for a run folder: the checkpoint and its step, or None for a fresh start.
+
+    CheckpointError for a DIR that cannot be used, and for one that is older than what the run folder holds.
+    """
     if mode == "never":
         return None
     if mode != "auto":
-        return open_checkpoint(Path(mode))
+        named, own = open_checkpoint(Path(mode)), find_resumable(run)
+        if own is not None and own[1] > named[1]:  # the log would lose the steps between, and later starts mix the two
+            raise CheckpointError(
+                f"{run} already holds {own[0].name}, which is newer than {named[0]}; --resume auto goes on from it, and with "
+                f"another --run training branches off from {named[0].name}"
+            )
+        return named
     found = find_resumable(run)
     if dist.is_main():
         log.info("resuming from %s", found[0]) if found else log.info("no checkpoint in %s: starting fresh", run)
@@ -202,26 +253,30 @@ def read_state(
 ) -> dict[str, Any]:
     """Content of `state.json`; with `fingerprints` given, CheckpointError names the first that differs, with values.
 
-    Those of the names `allowed` may differ, with a warning each; ConfigError when nothing is called so.
+    Those of the names `allowed` may differ, with a warning each. Rank 0 compares its own, for all: other machines may have
+    their data in other folders.
     """
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"cannot read {folder / STATE}: {error}") from None
-    if state.get("format") != FORMAT:
-        raise CheckpointError(f"{folder / STATE}: expected format {FORMAT}, found {state.get('format')}")
+        found, saved = state["format"], dict(state["fingerprints"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"cannot read {folder / STATE} ({type(error).__name__}: {error})") from None
+    if found != FORMAT:
+        raise CheckpointError(f"{folder / STATE}: expected format {FORMAT}, found {found}")
     if fingerprints is not None:
-        _compare(folder, state["fingerprints"], fingerprints, frozenset(allowed))
+        failure = None
+        if dist.is_main():
+            try:
+                _compare(folder, saved, fingerprints, frozenset(allowed))
+            except CheckpointError as error:
+                failure = str(error)
+        if failure := dist.broadcast_object(failure):
+            raise CheckpointError(failure)
     return state
 
 
 def _compare(folder: Path, saved: Mapping[str, str], now: Mapping[str, str], allowed: frozenset[str]) -> None:
-    names = list(dict.fromkeys((*saved, *now)))
-    for unknown in sorted(allowed.difference(names)):
-        raise ConfigError(
-            f"'checkpoint.allow' names '{unknown}', which is no item of a run; {near_names(unknown, names)}"
-        )
-    for name in (n for n in names if saved.get(n) != now.get(n)):
+    for name in (n for n in dict.fromkeys((*saved, *now)) if saved.get(n) != now.get(n)):
         difference = (
             f"'{name}' was {saved.get(name, '(absent)')} when it was saved and is {now.get(name, '(absent)')} now"
         )
@@ -275,9 +330,9 @@ def write_done(run: Path, step: int, metrics: Mapping[str, Any]) -> None:
     if dist.is_main():
         draft = run / (DONE + ".tmp")
         draft.write_text(json.dumps({"step": step, "metrics": dict(metrics)}, indent=1), encoding="utf-8")
-        _flush(draft)
+        flush(draft)
         os.replace(draft, run / DONE)
-        _flush(run)
+        flush(run)
     dist.barrier()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mtvl.config import load_run_config
-from mtvl.errors import ConfigError, MtvlError, near_names
+from mtvl.errors import FULL_DISK, ConfigError, MtvlError, near_names
 
 RECIPES = Path(__file__).resolve().parents[1] / "launch" / "recipes"
 DEFAULT_RECIPE = RECIPES / "tiny.yaml"
@@ -62,8 +62,9 @@ def run_train(arguments: Sequence[str]) -> int:
     """`train`."""
     args = train_parser().parse_intermixed_args(arguments)
     config = load_run_config(args.recipe, args.tasks, args.overrides)
-    from mtvl.engine import start  # slow imports only after the recipe has been checked
-    from mtvl.train import run_folder, train
+    from mtvl.checkpoint import run_folder  # slow imports only after the recipe has been checked
+    from mtvl.engine import start
+    from mtvl.train import train
 
     start(local_rank=args.local_rank)
     return train(config, run_folder(args.run, args.recipe), resume=args.resume).code
@@ -72,11 +73,12 @@ def run_train(arguments: Sequence[str]) -> int:
 def run_evaluate(arguments: Sequence[str]) -> int:
     """`evaluate`."""
     args = evaluate_parser().parse_intermixed_args(arguments)
-    from mtvl.engine import start
+    from mtvl.engine import lost_ranks_named, start
     from mtvl.evaluate import evaluate
 
     start(local_rank=args.local_rank)
-    evaluate(args.checkpoint, args.tasks, split=args.split, out=args.out, overrides=args.overrides)
+    with lost_ranks_named(lambda: "Start the same command again"):
+        evaluate(args.checkpoint, args.tasks, split=args.split, out=args.out, overrides=args.overrides)
     return 0
 
 
@@ -349,6 +351,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MtvlError as error:
         print(f"mtvl: error: {error}", file=sys.stderr, flush=True)
         code = error.exit_code
+    except OSError as error:  # no room below knows more of it
+        if error.errno not in FULL_DISK:
+            traceback.print_exc()
+        else:
+            where = f"{error.filename}: " if error.filename else ""
+            print(f"mtvl: error: {where}{error.strerror}; make room there, or give a place that can be written to",
+                  file=sys.stderr, flush=True)  # fmt: skip
+            code = MtvlError.exit_code
     except SystemExit as error:  # argparse
         code = error.code if isinstance(error.code, int) else 2
     except BaseException:

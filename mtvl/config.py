@@ -145,6 +145,13 @@ class EngineConfig:
     pack_frozen: bool = True  # on CPUs: frozen weights in the processor's layout too; faster, but more memory
 
 
+# What a checkpoint belongs to (`mtvl.train.identity_of` makes it), by the names that `checkpoint.allow` takes.
+RUN_ITEMS = (
+    "base", "tower", "plan", "backbone", "petl", "tasks", "seed", "number of examples", "examples", "mixture", "schedule",
+    "train.global_batch", "train.steps", "train.precision", "optim", "paper_compat", "data.text_only", "data.augment", "pairs",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class CheckpointConfig:
     """Resume states."""
@@ -332,6 +339,9 @@ def validate(config: RunConfig) -> None:
                 raise ConfigError(f"'{section}.{name}' is not one of the tasks; {near_names(name, config.tasks)}")
             if not weight > 0:
                 raise ConfigError(f"'{section}.{name}' must be above 0, found {weight}")
+    for name in config.checkpoint.allow:
+        if name not in RUN_ITEMS:
+            raise ConfigError(f"'checkpoint.allow': no item of a run is called {name!r}; {near_names(name, RUN_ITEMS)}")
     if config.optim.tower != TowerOptimConfig() and not config.backbone.get("train_tower"):
         raise ConfigError(
             "'optim.tower' is for a tower that is trained; set backbone.train_tower=true, or leave it out"
@@ -361,7 +371,7 @@ def _check_numbers(config: RunConfig) -> None:
         "pairs.smoothing": config.pairs.smoothing, "pairs.agreement": config.pairs.agreement,
         "pairs.language": config.pairs.language, "pairs.agreement_temperature": config.pairs.agreement_temperature,
         "data.augment.operations": config.data.augment.operations,
-        "evaluate.num_beams": config.evaluate.num_beams, "optim.tower.lr": config.optim.tower.lr,
+        "evaluate.num_beams": config.evaluate.num_beams, "optim.tower.lr": config.optim.tower.lr, "optim.eps": config.optim.eps,
     }  # fmt: skip
     for key, number in not_negative.items():
         if not number >= 0:
@@ -372,10 +382,11 @@ def _check_numbers(config: RunConfig) -> None:
             "'data.augment.least_area' must lie above 0 and up to 1, 'data.augment.flip' in 0..1 and 'data.augment.magnitude' "
             f"in 0..10; found {augment.least_area:g}, {augment.flip:g} and {augment.magnitude}"
         )
-    if not 0 <= config.pairs.alpha <= 1:
-        raise ConfigError(f"'pairs.alpha' must lie in 0..1, found {config.pairs.alpha}")
-    if not 0 <= config.optim.warmup_ratio <= 1:
-        raise ConfigError(f"'optim.warmup_ratio' must lie in 0..1, found {config.optim.warmup_ratio}")
+    for key, share in (("pairs.alpha", config.pairs.alpha), ("optim.warmup_ratio", config.optim.warmup_ratio)):
+        if not 0 <= share <= 1:
+            raise ConfigError(f"'{key}' must lie in 0..1, found {share}")
+    if not all(0 <= beta < 1 for beta in config.optim.betas):
+        raise ConfigError(f"'optim.betas' must lie in 0..1, below 1, found {config.optim.betas}")
 
 
 def to_plain(config: Any) -> Any:

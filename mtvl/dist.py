@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -35,6 +36,20 @@ def barrier() -> None:
     """Wait for all ranks."""
     if is_active():
         torch_dist.barrier()
+
+
+def wait_at_most(seconds: float) -> None:
+    """Let collectives wait so long from now on, in all groups that there are.
+
+    By default that is 10 minutes among all ranks under DeepSpeed, and 10 or 30 in the groups that it makes: ranks that
+    rightly wait would end, and those that wait for a stuck one would end before anybody reports where it is.
+    """
+    if not is_active():
+        return
+    c10d = torch_dist.distributed_c10d
+    set_timeout = getattr(torch_dist, "set_timeout", None) or c10d._set_pg_timeout  # its name before torch 2.14
+    for group in list(c10d._world.pg_map):
+        set_timeout(timedelta(seconds=seconds), group)
 
 
 def sum_floats(values: list[float], device: torch.device | str | None = None) -> list[float]:

@@ -142,7 +142,7 @@ class Evaluator:
 
     def retrieve(
         self, task: Task, examples: Sequence[Example], collator: Any, batch: int,
-        say: Callable[[str], None] | None = None,
+        say: Callable[[str], None] | None = None, beat: Callable[[], object] = lambda: None,
     ) -> list[Prediction]:  # fmt: skip
         """Ranks of texts and their pictures (or videos) among all `examples`, in their order; see `mtvl.retrieving`."""
         need_heads(self.model.backbone, task.name)
@@ -150,7 +150,7 @@ class Evaluator:
             self.model.set_task(task.name)
             own = retrieve(
                 self.model.backbone, task.name, task.decoding, examples, collator, batch, self.device,
-                say if dist.is_main() else None,
+                say if dist.is_main() else None, beat,
             )  # fmt: skip
         return _gathered(task.name, own, examples)
 

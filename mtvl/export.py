@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import mtvl
+from mtvl.checkpoint import flush
 from mtvl.config import RunConfig, apply_overrides, parse_section, to_plain, validate
 from mtvl.errors import CheckpointError
 from mtvl.model import Model, build_model
@@ -73,10 +74,13 @@ def write_export(
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
         raise CheckpointError(f"cannot write {temporary}: {error}; make room there and start again") from None
+    flush(temporary)  # before DONE is, which proves that there is an export
     os.replace(temporary, folder / "adapter.safetensors")
     temporary = folder / "adapter.json.tmp"
     temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    flush(temporary)
     os.replace(temporary, folder / "adapter.json")
+    flush(folder)
 
 
 def find_export(path: Path) -> Path:
@@ -97,7 +101,7 @@ def read_config(folder: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig,
         values = content["config"]
         if not isinstance(values, dict):
             raise TypeError(f"'config' is {type(values).__name__}")
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{folder / 'adapter.json'} is damaged ({type(error).__name__}: {error})") from None
     if content.get("format") != FORMAT:
         raise CheckpointError(f"{folder}: export format {content.get('format')}, this version reads {FORMAT}")

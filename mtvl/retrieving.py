@@ -36,13 +36,13 @@ class Texts:
 @torch.no_grad()
 def retrieve(
     backbone: Any, task: str, decoding: Decoding, examples: Sequence[Example], collator: Any, batch: int, device: Any,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] | None = None, beat: Callable[[], object] = lambda: None,
 ) -> list[Prediction]:  # fmt: skip
     """The best item of every text with the ranks that a retrieval task scores, for this rank's texts.
 
     Items (pictures or videos) are shared out over the ranks: each rank encodes its own once, keeps their tokens in a
     temporary file, and scores the pairs that they take part in; memory holds the tokens of one block, and no matrix of all
-    items and texts. `batch`: items, texts or pairs of a block.
+    items and texts. `batch`: items, texts or pairs of a block; `beat` is called after each.
     """
     items = list(dict.fromkeys(e.visual for e in examples))
     number = {visual: i for i, visual in enumerate(items)}
@@ -52,15 +52,15 @@ def retrieve(
         shown = {number[e.visual]: e for e in examples}
         with TokenFile(Path(folder) / "tokens") as tokens:
             (Path(folder) / "tokens").unlink()  # it lives while it is open: a killed run leaves no gigabytes behind
-            vectors = _see(backbone, task, [shown[i] for i in own], collator, batch, device, tokens)
-            texts = _read(backbone, task, examples, collator, batch, device)
+            vectors = _see(backbone, task, [shown[i] for i in own], collator, batch, device, tokens, beat)
+            texts = _read(backbone, task, examples, collator, batch, device, beat)
             pictures = _merged(own, vectors, len(items))
             pairs, is_asked = _candidates(pictures, texts.vectors.numpy(), own, decoding.top)
             if progress is not None:
                 progress(
                     f"{task}: {len(items):,} items, {len(examples):,} texts, {len(pairs):,} pairs to match on rank 0"
                 )
-            logits = _match(backbone, pairs, own, tokens, texts, batch, device)
+            logits = _match(backbone, pairs, own, tokens, texts, batch, device, beat)
         scores = logits + decoding.beta * _cosines(pictures, texts.vectors.numpy(), pairs)
     parts = zip(*dist.gather_objects((pairs, is_asked, scores)), strict=True)
     pairs, is_asked, scores = (np.concatenate(part) for part in parts)
@@ -143,8 +143,9 @@ class TokenFile:
 
 
 def _see(
-    backbone: Any, task: str, shown: Sequence[Example], collator: Any, batch: int, device: Any, tokens: TokenFile
-) -> np.ndarray:
+    backbone: Any, task: str, shown: Sequence[Example], collator: Any, batch: int, device: Any, tokens: TokenFile,
+    beat: Callable[[], object],
+) -> np.ndarray:  # fmt: skip
     """Unit vectors (n, E) of these examples' items; their tokens (n, N, P, D) go into a file."""
     vectors = np.zeros((len(shown), backbone.config.embed_dim), np.float32)
     for first in range(0, len(shown), batch):
@@ -152,10 +153,14 @@ def _see(
         found = backbone.see(backbone.every_frame(some))
         tokens.append(found)
         vectors[first : first + len(found)] = backbone.image_features(found).float().cpu().numpy()
+        beat()
     return vectors
 
 
-def _read(backbone: Any, task: str, examples: Sequence[Example], collator: Any, batch: int, device: Any) -> Texts:
+def _read(
+    backbone: Any, task: str, examples: Sequence[Example], collator: Any, batch: int, device: Any,
+    beat: Callable[[], object],
+) -> Texts:  # fmt: skip
     """All texts, each rank reading its share."""
     bare = collator.collate(task, [replace(e, visual=Visual()) for e in examples], training=False)
     own = torch.arange(dist.rank(), len(examples), dist.world_size())
@@ -164,6 +169,7 @@ def _read(backbone: Any, task: str, examples: Sequence[Example], collator: Any, 
         hidden = backbone.read(bare.source_ids[rows].to(device), bare.source_mask[rows].to(device))
         vectors.append(backbone.text_features(hidden).float().cpu())
         first.append(hidden[:, 0].float().cpu())
+        beat()
     mine = (own.numpy(), *(torch.cat(v).numpy() if v else None for v in (vectors, first)))
     merged = [_put_together([(rows, v[i]) for rows, *v in dist.gather_objects(mine)], len(examples)) for i in range(2)]
     return Texts(bare.source_ids, bare.source_mask, *(torch.from_numpy(m) for m in merged))
@@ -218,8 +224,9 @@ def _cosines(pictures: np.ndarray, vectors: np.ndarray, pairs: np.ndarray) -> np
 
 
 def _match(
-    backbone: Any, pairs: np.ndarray, own: np.ndarray, tokens: TokenFile, texts: Texts, batch: int, device: Any
-) -> np.ndarray:
+    backbone: Any, pairs: np.ndarray, own: np.ndarray, tokens: TokenFile, texts: Texts, batch: int, device: Any,
+    beat: Callable[[], object],
+) -> np.ndarray:  # fmt: skip
     """Matching logits (n,) of pairs of own items and texts; tokens of a block's items alone are in memory."""
     place = {int(item): i for i, item in enumerate(own)}
     logits = np.zeros(len(pairs), np.float32)
@@ -235,6 +242,7 @@ def _match(
         chosen = Pairs(shown, ids, mask, leading, vectors, vectors, backbone.frame_features(shown), text)
         states = fuse_pairs(backbone, chosen, backbone.config.frame_weights)
         logits[first : first + len(rows)] = backbone.match(states[:, 0])[:, 1].float().cpu().numpy()
+        beat()
     return logits
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import time
@@ -15,8 +16,9 @@ import torch
 import yaml
 
 from mtvl import dist
-from mtvl.agreement import brief, check_ranks
+from mtvl.agreement import brief, check_identity, check_ranks
 from mtvl.checkpoint import (
+    DONE,
     find_resumable,
     full_disks_named,
     left_of,
@@ -25,6 +27,7 @@ from mtvl.checkpoint import (
     remove_unfinished,
     require_folder,
     resolve_resume,
+    steps_of,
     write_done,
 )
 from mtvl.config import AugmentConfig, RunConfig, TowerOptimConfig, to_plain
@@ -92,6 +95,7 @@ class Run:
         schedule = Schedule(sizes, config.mixture, config.train.global_batch, config.seed, lengths=lengths)
         self.shares = schedule.shares()
         self.identity = identity_of(config, self, schedule, examples)
+        check_identity(self.identity)
         self.loader = Loader(
             examples, self.workspace.tasks, schedule, self.workspace.collator, config, dist.rank(), dist.world_size()
         )
@@ -136,7 +140,10 @@ class Run:
         self.log = self.scalars = None
         if dist.is_main():
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.yaml").write_text(yaml.safe_dump(to_plain(self.config), sort_keys=False))
+            draft = self.folder / "config.yaml.tmp"  # a full disk must not leave an empty one
+            draft.write_text(yaml.safe_dump(to_plain(self.config), sort_keys=False))
+            draft.replace(self.folder / "config.yaml")
+            (self.folder / DONE).unlink(missing_ok=True)  # of a shorter run: it would prove the end of this one
             self.log = JsonLines(self.folder / "log.jsonl", keep_below_step=self.first)
             self.scalars = Scalars(self.folder / "tensorboard", from_step=self.first)
         self.progress = Progress("train", self.config.train.steps, start=self.first, quiet=not dist.is_main())
@@ -182,6 +189,8 @@ class Run:
         self.watch.beat(f"saving step {done}")
         progress = {"best": self.best, "samples": self.seen, "validation": self.metrics, "pairs": self.model.pair_rows}
         protected = [self.first] + ([self.best["step"]] if self.best else [])
+        if self.engine.skipped_in_a_row:  # whether they are from before the trouble is not known yet
+            protected += steps_of(self.folder)
         self.saver.save(done, self._take_state, self.identity, progress, protected)
 
     def _take_state(self) -> Callable[[Path], None]:
@@ -308,7 +317,8 @@ def carry_out(run: Run, resume: str = "auto") -> RunResult:
     if run.first == steps and (finished := dist.broadcast_object(read_done(folder))):
         run.say(f"{folder} is complete (step {finished['step']}); nothing to do")
         return RunResult(0, steps, finished["metrics"])
-    run.open_logs()
+    with full_disks_named(folder):
+        run.open_logs()
 
     with StopFlag().watching() as stop, run.watch.watching(), full_disks_named(folder), lost_ranks_named(left):
         with contextlib.closing(run):
@@ -357,23 +367,6 @@ def take_steps(run: Run, stop: StopFlag) -> int:
     return steps
 
 
-def run_folder(run: Path | None, recipe: Path) -> Path:
-    """`run`, or a new folder runs/RECIPE-TIME that all ranks agree on; runs/latest points to it."""
-    if run is None:
-        run = Path("runs") / dist.broadcast_object(f"{recipe.stem}-{time.strftime('%Y%m%d-%H%M%S')}")
-    if dist.is_main():
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"the run folder {run} cannot be made ({error}); give another --run") from None
-        if run.parent == Path("runs"):
-            link = run.parent / "latest"
-            if link.is_symlink() or not link.exists():
-                link.unlink(missing_ok=True)
-                link.symlink_to(run.name)
-    return run
-
-
 def validate(
     workspace: Workspace, evaluator: Evaluator, loader: Loader, config: RunConfig, watch: Watchdog
 ) -> dict[str, float]:
@@ -385,7 +378,8 @@ def validate(
         if limit and len(rows) > limit:
             rows = [rows[i * len(rows) // limit] for i in range(limit)]
         if task.decoding.mode == "retrieve":
-            found = evaluator.retrieve(task, rows, workspace.collator, config.evaluate.batch)
+            beat = functools.partial(watch.beat, f"validation of {name}")
+            found = evaluator.retrieve(task, rows, workspace.collator, config.evaluate.batch, beat=beat)
         else:
             batches = loader.evaluation_batches(name, rows, config.evaluate.batch, dist.rank(), dist.world_size())
             batches = watch.over(batches, f"validation of {name}")

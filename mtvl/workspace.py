@@ -29,17 +29,23 @@ def cache_folder(config: RunConfig) -> Path:
     return Path(config.data.cache or os.environ.get("MTVL_CACHE") or Path.home() / ".cache" / "mtvl").expanduser()
 
 
-def data_root(config: RunConfig, say: Callable[[str], None] = print) -> Path:
-    """`data.root`, or the embedded miniworld (made on first use by rank 0) when it is not set.
+def named_root(config: RunConfig) -> Path | None:
+    """`data.root`; None when it is not set.
 
     A root that is set but missing or empty is a DataError: training on other data than asked for would go unnoticed.
     """
-    if (root := config.data.folder) is not None:
-        if not root.is_dir() or not any(root.iterdir()):
-            raise DataError(
-                f"'data.root' is {root}, which is {'empty' if root.is_dir() else 'no folder'}; "
-                "leave it unset to use the embedded miniworld, or see docs/data.md for the folder tree"
-            )
+    root = config.data.folder
+    if root is not None and (not root.is_dir() or not any(root.iterdir())):
+        raise DataError(
+            f"'data.root' is {root}, which is {'empty' if root.is_dir() else 'no folder'}; "
+            "leave it unset to use the embedded miniworld, or see docs/data.md for the folder tree"
+        )
+    return root
+
+
+def data_root(config: RunConfig, say: Callable[[str], None] = print) -> Path:
+    """`named_root`, or the embedded miniworld (made on first use by rank 0) when it is not set."""
+    if (root := named_root(config)) is not None:
         return root
     folder = cache_folder(config) / "miniworld"
     say(f"'data.root' is not set: using the embedded miniworld in {folder}")

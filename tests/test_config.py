@@ -230,6 +230,10 @@ def test_the_defaults_are_valid() -> None:
             replace(GOOD, checkpoint=CheckpointConfig(every_steps=0)),
             "'checkpoint.every_steps' must be above 0, found 0",
         ),
+        (
+            replace(GOOD, checkpoint=CheckpointConfig(allow=("optim", "optm"))),
+            "'checkpoint.allow': no item of a run is called 'optm'; did you mean 'optim'",
+        ),
         (replace(GOOD, data=DataConfig(workers=-1)), "'data.workers' must be 0 or above, found -1"),
         (replace(GOOD, train=TrainConfig(precision="fp8")), "unknown 'train.precision' 'fp8'"),
         (replace(GOOD, mixture=MixtureConfig(weights={"vqq": 1.0})), "'mixture.weights.vqq' is not one of the tasks"),
@@ -241,6 +245,11 @@ def test_the_defaults_are_valid() -> None:
         (replace(GOOD, train=TrainConfig(steps=0)), "'train.steps' must be above 0, found 0"),
         (replace(GOOD, train=TrainConfig(micro_batch=-1)), "'train.micro_batch' must be above 0, found -1"),
         (replace(GOOD, optim=OptimConfig(lr=float("nan"))), "'optim.lr' must be above 0, found nan"),
+        (
+            replace(GOOD, optim=OptimConfig(betas=(0.9, 9.99))),
+            "'optim.betas' must lie in 0..1, below 1, found (0.9, 9.99)",
+        ),
+        (replace(GOOD, optim=OptimConfig(eps=-1e-8)), "'optim.eps' must be 0 or above, found -1e-08"),
         (replace(GOOD, optim=OptimConfig(warmup_ratio=1.5)), "'optim.warmup_ratio' must lie in 0..1, found 1.5"),
     ],
 )

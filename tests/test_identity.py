@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from mtvl.config import MixtureConfig, RunConfig
+from mtvl.config import RUN_ITEMS, AugmentConfig, DataConfig, MixtureConfig, RunConfig
 from mtvl.data.schedule import Schedule
 from mtvl.model import make_plan
 from mtvl.train import identity_of
 
 
-def identity(config: RunConfig) -> dict[str, str]:
+def identity(config: RunConfig, pairs: object = None) -> dict[str, str]:
     workspace = SimpleNamespace(tasks={}, tower_fingerprint="t")
-    run: Any = SimpleNamespace(base="b", workspace=workspace, model=SimpleNamespace(plan=make_plan(config), pairs=None))
+    model = SimpleNamespace(plan=make_plan(config), pairs=pairs)
+    run: Any = SimpleNamespace(base="b", workspace=workspace, model=model)
     return identity_of(config, run, Schedule({"vqa": 8}, MixtureConfig(), 4, 0), {})
 
 
@@ -28,3 +30,8 @@ def test_other_options_of_a_method_are_another_run(
     assert identity(tiny_config({"share": "all", "rank": 4, "name": "lora"})) == usual  # whatever their order
     other = identity(tiny_config({"name": "lora", "rank": 4, "share": "all", option: value}))
     assert {key for key in usual if usual[key] != other[key]} == items
+
+
+def test_every_item_has_a_name_that_may_be_allowed(tiny_config: Callable[..., RunConfig]) -> None:
+    config = replace(tiny_config(), data=DataConfig(augment=AugmentConfig(flip=0.5)))
+    assert set(identity(config, pairs=object())) == set(RUN_ITEMS)

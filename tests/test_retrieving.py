@@ -98,6 +98,16 @@ def test_blocks_change_nothing() -> None:
     )
 
 
+def test_there_is_a_beat_for_every_block() -> None:
+    """Items, texts and pairs in blocks of four: whoever watches must not take a long split for a hang."""
+    beats: list[int] = []
+    retrieve(
+        build(), "find", Decoding(mode="retrieve", top=7), examples(), Stub(), 4, "cpu", beat=lambda: beats.append(1)
+    )
+    texts = len(examples())
+    assert len(beats) == -(-7 // 4) + -(-texts // 4) + -(-7 * texts // 4)
+
+
 def test_a_text_without_its_picture_among_the_best_is_behind_all_of_them() -> None:
     model = build()
     rows = [replace(e, segments=(Segment("question", f"{e.uid} words"),)) for e in examples()]

@@ -29,6 +29,7 @@ from mtvl.errors import ConfigError, MtvlError
 from mtvl.model import make_plan
 from mtvl.report import format_seconds
 from mtvl.signals import STOPPED_BY_SIGNAL
+from mtvl.workspace import named_root
 
 DONE, TRAINED, HALF, NEW, CHANGED = "done", "trained, not evaluated", "half-trained", "new", "changed"
 MARK, FAILED = "compare.json", "FAILED"  # in a run folder
@@ -182,11 +183,14 @@ def compare(
     """Run what is missing, then write the table and the figure; the exit code.
 
     0: all runs are done. 1: a run failed. 143: stopped by a signal or after `minutes`; the same command goes on.
-    Raises ConfigError, before anything is run, for settings that cannot be run or that differ from those of a run in `out`.
+    Raises ConfigError, before anything is run, for settings that cannot be run or that differ from those of a run in `out`,
+    and DataError for a `data.root` that is not there.
     """
     place = Place(out)
     place.check(writes=False)
     states = [_examined(comparison, place, run) for run in comparison.runs(seeds, only)]
+    for config in {s.run.config.data: s.run.config for s in states if s.kind != DONE}.values():
+        named_root(config)
     others = _others(comparison, place, states)
     clock = Clock(comparison, [*states, *others])
     print(overview(comparison, states, clock), flush=True)

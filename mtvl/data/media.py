@@ -15,7 +15,8 @@ from mtvl.errors import DataError
 MAX_PIXELS = 89_000_000  # ten times a large photograph; above it a small file can fill the memory
 # Read by what they are, whatever they are called. PIL knows more, and hands some (EPS) to programs of the machine.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error)
+# RuntimeError is what the decoder of AVIF raises.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, RuntimeError, struct.error, zlib.error)
 
 
 def open_image(path: str) -> Image.Image:

@@ -92,10 +92,10 @@ def open_member(path: str) -> bytes:
     """
     member = parse_member(path)
     with _opened(member) as file:
+        if os.fstat(file.fileno()).st_size < member.offset + member.size:  # before memory is claimed for it
+            raise _cut_short(member)
         file.seek(member.offset - BLOCK)  # the header too, to see that this is the member that is meant
         data = file.read(BLOCK + member.size)
-    if len(data) != BLOCK + member.size:
-        raise _cut_short(member)
     if data[:100].rstrip(b"\0") != member.name.encode():
         raise DataError(f"expected {member.name} at byte {member.offset}, found another member; {AGAIN}",
                         file=member.tar)  # fmt: skip
@@ -134,11 +134,8 @@ def _opened(member: Member) -> BinaryIO:
 
 
 def _cut_short(member: Member) -> DataError:
-    return DataError(
-        f"expected {member.name} up to byte {member.offset + member.size}, found the end of the shard at "
-        f"{os.path.getsize(member.tar)}; it is cut short: copy it again",
-        file=member.tar,
-    )
+    return DataError(f"expected {member.name} up to byte {member.offset + member.size}, found the end of the shard at "
+                     f"{os.path.getsize(member.tar)}; it is cut short: copy it again", file=member.tar)  # fmt: skip
 
 
 def member_key(path: str) -> str:
@@ -255,18 +252,20 @@ def _parse_index(folder: Path) -> Index:
             folder, values["task"], values["split"], values["settings"], values["towers"],
             tuple(File(**shard) for shard in values["shards"]), File(**values["examples"]),
         )  # fmt: skip
+        files = (*index.shards, index.examples)
+        total, sections = values["num_examples"], (index.settings, index.towers)
+        numbers = [n for f in files for n in (f.num_bytes, f.num_examples)]
+        if not all(isinstance(n, int) for n in numbers) or not all(isinstance(s, dict) for s in sections):
+            raise TypeError("a value of another kind")
     except (KeyError, TypeError) as error:
         raise DataError(f"expected the index of tools/shard.py, found a fault ({error}); {AGAIN}", file=file) from None
-    for listed in (*index.shards, index.examples):
+    for listed in files:
         if not isinstance(listed.name, str) or not _SAFE.fullmatch(listed.name):
             raise DataError(f"expected names of files in this folder, found {listed.name!r}; {AGAIN}", file=file)
     counted = sum(shard.num_examples for shard in index.shards)
-    if not counted == index.examples.num_examples == values["num_examples"]:
-        raise DataError(
-            f"expected {values['num_examples']} examples, found {counted} in the shards and "
-            f"{index.examples.num_examples} in {EXAMPLES} by their own account; {AGAIN}",
-            file=file,
-        )
+    if not counted == index.examples.num_examples == total:
+        raise DataError(f"expected {total} examples, found {counted} in the shards and {index.examples.num_examples} in "
+                        f"{EXAMPLES} by their own account; {AGAIN}", file=file)  # fmt: skip
     return index
 
 
@@ -337,22 +336,23 @@ def read(root: Path, task: str, split: str, settings: Mapping[str, Any] | None =
     data = file.read_bytes()
     if hashlib.sha256(data).hexdigest() != index.examples.sha256:
         raise DataError(f"expected the content that {INDEX} describes, found another; copy it again", file=file)
-    place = _Places(index)
-    examples = tuple(_example(json.loads(line), task, place) for line in data.splitlines())
+    place, examples = _Places(index), []
+    for number, line in enumerate(data.splitlines(), start=1):
+        try:
+            examples.append(_example(json.loads(line), task, place))
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+            raise DataError(f"expected an example, found a fault ({error!r}); {AGAIN}", file=file, row=number) from None
     if len(examples) != index.examples.num_examples:
         raise DataError(f"expected {index.examples.num_examples} lines, found {len(examples)}; {AGAIN}", file=file)
-    return examples
+    return tuple(examples)
 
 
 def _other_settings(index: Index, settings: Mapping[str, Any]) -> DataError:
     names = sorted(k for k in {*settings, *index.settings} if settings.get(k) != index.settings.get(k))
     differences = ", ".join(f"'{k}' {index.settings.get(k)!r} in the shards and {settings.get(k)!r} in the task file"
                             for k in names)  # fmt: skip
-    return DataError(
-        f"expected shards made with today's settings of task {index.task}, found {differences}; "
-        f"{AGAIN}, or put the task file back",
-        file=index.folder / INDEX,
-    )
+    return DataError(f"expected shards made with today's settings of task {index.task}, found {differences}; {AGAIN}, or "
+                     "put the task file back", file=index.folder / INDEX)  # fmt: skip
 
 
 class _Places:
@@ -366,7 +366,10 @@ class _Places:
         return "" if place is None else self._path(*place)
 
     def _make(self, shard: int, offset: int, size: int, name: str) -> str:
-        return member_path(Member(self._tars[shard], offset, size, name))
+        path = member_path(Member(self._tars[shard], offset, size, name))
+        if shard < 0 or offset < BLOCK or not is_member(path):  # a name could lead elsewhere
+            raise ValueError(f"no place in a shard: {[shard, offset, size, name]}")
+        return path
 
 
 def _example(line: Mapping[str, Any], task: str, place: _Places) -> Example:

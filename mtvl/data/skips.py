@@ -39,9 +39,10 @@ class SkipLog:
             self._known.add((task, split, uid))
             self.file.parent.mkdir(parents=True, exist_ok=True)
             record = {"task": task, "split": split, "uid": uid, "reason": reason}
-            is_cut = self.file.is_file() and not self.file.read_bytes().endswith(b"\n")
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(("\n" if is_cut else "") + json.dumps(record) + "\n")
+            with self.file.open("ab+") as file:
+                file.seek(max(0, file.tell() - 1))
+                is_cut = file.read(1) not in (b"", b"\n")
+                file.write((("\n" if is_cut else "") + json.dumps(record) + "\n").encode())
 
 
 class Sieve:

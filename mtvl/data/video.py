@@ -155,7 +155,7 @@ def _strip_count(path: str, frames: int | None) -> int:
 def _strips(file: str, _changed: int) -> dict[str, Any]:
     try:
         counts = json.loads(Path(file).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"expected JSON with the number of frames of each strip, found damage ({error})",
                         file=file) from None  # fmt: skip
     if not isinstance(counts, dict):

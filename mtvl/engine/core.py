@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from mtvl.errors import EngineError
 from mtvl.optim import FIRST_WINDOWS, ParameterGroup, build_optimizer, check_groups, learning_rate
 from mtvl.types import Batch, kind_owner
 
+log = logging.getLogger(__name__)
 MAX_SKIPPED_IN_A_ROW = 5
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -233,7 +235,8 @@ class Engine:
             raise EngineError(
                 f"loss or gradient was not finite in {self.skipped_in_a_row} steps in a row, the last is step "
                 f"{report.step} (losses {dict(report.losses)}, lr {report.lr:.3g}; examples {_some(report.suspects)}); look "
-                "at these examples, or lower optim.lr; no skipped step has changed a weight, the checkpoints are good"
+                "at these examples, or lower optim.lr; no skipped step has changed a weight, the checkpoints are good (were the "
+                "losses growing before? then take one from before that: --resume DIR with another --run)"
             )
 
     def _check_first_gradients(self, step: int, active: Sequence[ParameterGroup]) -> None:
@@ -271,8 +274,13 @@ class Engine:
     def snapshot(self) -> Snapshot:
         """The exact training state in rank 0's memory, to be written while training goes on. Collective; must not run
         inside a window."""
-        facts = {"skipped_steps": self.skipped_steps, "skipped_in_a_row": self.skipped_in_a_row}
-        return take_state(self.masters, self.groups, facts)
+        facts = {"skipped_steps": self.skipped_steps, "skipped_in_a_row": self.skipped_in_a_row, "sums": self._sums()}
+        return take_state(self.masters, self.groups, {**facts, "loss_scale": self.masters.loss_scale()})
+
+    def _sums(self) -> dict[str, Any]:
+        """What may change in a resume, and with it nothing but the rounding of sums."""
+        ranks = {"ranks": dist.world_size(), "micro-steps": self.micro_steps, "ZeRO stage": self.zero_stage}
+        return {**ranks, "engine.pack_frozen": self._packs}
 
     def save(self, folder: Path) -> None:
         """Write the exact training state into the existing `folder`. Collective; must not run inside a window."""
@@ -283,6 +291,11 @@ class Engine:
         facts = load_state(folder, self.masters, self.groups)
         self.skipped_steps = facts["skipped_steps"]
         self.skipped_in_a_row = facts["skipped_in_a_row"]
+        self.masters.set_loss_scale(facts.get("loss_scale", {}))  # checkpoints from before have neither
+        saved, now = facts.get("sums", {}), self._sums()
+        changed = [f"{name} {saved[name]} -> {now[name]}" for name in saved if saved[name] != now.get(name)]
+        if changed and dist.is_main():
+            log.warning("%s goes on with %s: sums are rounded otherwise from here on", folder, ", ".join(changed))
 
 
 def _suspects(batches: Sequence[Batch], losses: Sequence[torch.Tensor]) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ from mtvl import dist
 from mtvl.errors import EngineError
 from mtvl.optim import GroupOptimizer
 
+_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
 
 def _inside(owner: Any, name: str) -> Any:
     """Attribute `name` of a DeepSpeed object; EngineError when this version of DeepSpeed does not have it."""
@@ -124,6 +126,17 @@ class Masters:
         padded = torch.zeros(size * dist.world_size(), dtype=torch.float32)
         padded[: value.numel()] = value.flatten()
         return padded.narrow(0, size * dist.rank(), size)
+
+    def loss_scale(self) -> dict[str, float]:
+        """The scale that fp16 has found, and what decides when it changes; {} where nothing is scaled."""
+        scaler = getattr(self.zero, "loss_scaler", None)
+        return {name: _inside(scaler, name) for name in _SCALER} if getattr(scaler, "dynamic", False) else {}
+
+    def set_loss_scale(self, state: Mapping[str, float]) -> None:
+        """Go on with what `loss_scale` gave: searched anew, the scale would cost the first steps of a resumed run."""
+        if self.loss_scale():
+            for name, value in state.items():
+                setattr(self.zero.loss_scaler, name, value)
 
     @torch.no_grad()
     def publish(self) -> None:

@@ -58,10 +58,18 @@ class Snapshot:
     facts: str = ""
 
     def write(self, folder: Path) -> None:
-        """Write the state into the existing `folder`; on other ranks than 0 nothing. May be called in another thread."""
+        """Write the state into the existing `folder`; on other ranks than 0 nothing. May be called in another thread.
+
+        CheckpointError when the disk refuses, and for a state that is not finite: it would take the place of a good one.
+        """
         if not self.facts:
             return
         self.tensors.wait()
+        if lost := next((n for n, tensor in self.tensors.tensors.items() if not bool(tensor.isfinite().all())), None):
+            raise CheckpointError(
+                f"'{lost}' is no longer finite: an update was too large; lower optim.lr, or set optim.clip_norm, and go on from "
+                "an older checkpoint"
+            )
         for rank, generators in enumerate(self.generators):
             write_tensors(folder / f"random_{rank}.safetensors", generators)
         write_tensors(folder / TENSORS, self.tensors.tensors)
@@ -117,7 +125,7 @@ def load_state(folder: Path, masters: Masters, groups: Sequence[ParameterGroup])
 def _read_facts(folder: Path) -> dict[str, Any]:
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder} holds no usable training state: {error}") from None
     if facts.get("format") != FORMAT:
         raise CheckpointError(f"{folder / FACTS}: expected format {FORMAT}, found {facts.get('format')}")

@@ -19,6 +19,7 @@ from mtvl.errors import LostRankError
 
 T = TypeVar("T")
 GRACE_SECONDS = 5.0  # from the report to the end: the other ranks notice at about the same time, and report as well
+_NEVER_SECONDS = 86_400.0
 _LATER_SECONDS = 10.0  # after that a thread without Python's lock ends a process whose lock is never given back
 FOLDER = "stuck"
 # What gloo and NCCL say when the other side is gone; gloo raises plain RuntimeErrors.
@@ -56,7 +57,8 @@ class Watchdog:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[Watchdog]:
-        """Watch for the duration of the body."""
+        """Watch for the duration of the body. Collectives wait longer than this watchdog, from now on."""
+        dist.wait_at_most(self.seconds + _LATER_SECONDS + 60 if self.seconds else _NEVER_SECONDS)
         self._ended.clear()
         thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         if self.seconds:

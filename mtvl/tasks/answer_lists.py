@@ -95,7 +95,7 @@ def read_answers(file: Path, key: str = "backbone.answer_files") -> tuple[str, .
     """A JSON list of texts, e.g. the `trainval_label2ans.json` of VQA and GQA; an empty text stands for no answer."""
     try:
         names = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"expected a JSON list of answers ({error}); see '{key}'", file=file) from None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or not any(names):
         raise DataError(f"expected a JSON list of texts, found {str(names)[:60]}", file=file)

@@ -23,7 +23,7 @@ from mtvl.compare.figure import has_plots
 from mtvl.compare.recipe import load_comparison
 from mtvl.compare.sweep import Place, compare
 from mtvl.engine import Engine
-from mtvl.errors import ConfigError, MtvlError
+from mtvl.errors import ConfigError, DataError, MtvlError
 from mtvl.signals import STOPPED_BY_SIGNAL
 
 STEPS = 4
@@ -200,6 +200,8 @@ def test_a_dry_run_lists_states_and_times(
     assert lines[1].startswith("single_s0") and lines[1].endswith("done")
     assert "new (last try: training ended with code 2" in lines[2] and "zero9.json" in lines[2]
     assert lines[-1].startswith("2 of 3 runs done, about ") and "18m" not in lines[-1]  # measured by now, not stated
+    with pytest.raises(DataError, match=r"'data\.root' is .*gone, which is no folder"):
+        compare(load_comparison(recipe, [f"data.root={tmp_path / 'gone'}"]), tmp_path / "new", dry_run=True)
 
 
 def test_minutes_end_it_before_the_next_run(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

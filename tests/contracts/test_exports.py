@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,27 @@ def test_round_trip(petl: dict, tiny_config: MakeConfig, make_batch: MakeBatch, 
         model.set_task(task)
         again.set_task(task)
         assert torch.equal(model.logits(batch), again.logits(batch))
+
+
+def test_it_is_on_the_disk_before_a_run_is_said_to_be_done(
+    tiny_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DONE is flushed and proves that there is an export; a file that was only renamed may be empty after a power cut."""
+    config, order, sync, replace = tiny_config(), [], os.fsync, os.replace
+
+    def synced(number: int) -> None:
+        order.append(Path(os.readlink(f"/proc/self/fd/{number}")).name)
+        sync(number)
+
+    def replaced(source: Path, target: Path) -> None:
+        assert source.name in order
+        order.append(target.name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    write_export(tmp_path / "export", build_model(config), config)
+    assert [name for name in order if not name.endswith(".tmp")] == ["adapter.safetensors", "adapter.json", "export"]
 
 
 def test_the_file_holds_the_trained_tensors_and_the_rows(

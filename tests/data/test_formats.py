@@ -178,6 +178,8 @@ def test_a_damaged_field_is_named(
         (b'"text"', "found text"),
         (b"3", "found a number"),
         (b"[" * 200_000, "nested levels"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "expected numbers of ordinary length"),
+        (rb'{"a": [{"b": "what is this \ud83d"}]}', r"found half a character in text 'what is this \\ud83d'"),
         (b'{"a": 1, "a": 2}', "found 'a' twice"),
         (b"", "found"),
     ],

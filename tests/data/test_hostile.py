@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -92,7 +93,7 @@ def test_an_export_is_not_unpickled(tmp_path: Path, canary: Path) -> None:
         weights.write_bytes(data)
         with pytest.raises(CheckpointError, match=r"adapter\.safetensors cannot be read"):
             load_export(tmp_path)
-    for text in ("[1]", "{}", json.dumps({"config": 1, "tasks": [], "plan": "x"})):
+    for text in ("[1]", "{}", json.dumps({"config": 1, "tasks": [], "plan": "x"}), "[" * 100_000, "9" * 5000):
         facts.write_text(text)
         with pytest.raises(CheckpointError, match=r"adapter\.json is damaged"):
             load_export(tmp_path)
@@ -222,6 +223,43 @@ def test_an_index_names_files_of_its_own_folder(packed: Path, name: str) -> None
     content["shards"][0]["name"] = name
     index.write_text(json.dumps(content))
     with pytest.raises(DataError, match="expected names of files in this folder"):
+        shards.read(packed, "vqa", "train")
+
+
+def forge_example(root: Path, **changes: Any) -> None:
+    """Change the one example of the shards, and its hash in the index, as somebody can who made both."""
+    folder = root / "vqa" / "train"
+    line = json.loads((folder / "examples.jsonl").read_text())
+    text = json.dumps({**line, **changes}) + "\n"
+    (folder / "examples.jsonl").write_text(text)
+    index = json.loads((folder / "index.json").read_text())
+    index["examples"] |= {"num_bytes": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("place", [[0, 512, 9, "x/../../p.png"], [-1, 512, 9, "p.png"], [0, 0, 9, "p.png"], [7, 512, 9, "p.png"], 3])  # fmt: skip
+def test_examples_in_shards_name_places_in_shards(packed: Path, place: object) -> None:
+    (packed / "vqa" / "train" / "000000.tar#offset=512,size=9,name=x").mkdir()  # then the first one would be a path
+    assert len(shards.read(packed, "vqa", "train")) == 1
+    forge_example(packed, images=[place])
+    with pytest.raises(DataError, match=r"examples\.jsonl, row 1: expected an example, found a fault"):
+        shards.read(packed, "vqa", "train")
+
+
+def test_a_place_in_a_shard_cannot_claim_all_memory(packed: Path) -> None:
+    forge_example(packed, images=[[0, 512, 2**61, "000000.0.png"]])
+    (example,) = shards.read(packed, "vqa", "train")
+    with pytest.raises(DataError, match="found the end of the shard"):
+        shards.open_member(example.visual.images[0])
+
+
+@pytest.mark.parametrize("change", [{"num_bytes": "9"}, {"num_examples": None}, {"name": 3}])
+def test_an_index_of_other_kinds_of_values_is_refused(packed: Path, change: dict[str, Any]) -> None:
+    index = packed / "vqa" / "train" / "index.json"
+    content = json.loads(index.read_text())
+    content["shards"][0] |= change
+    index.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"index\.json: expected"):
         shards.read(packed, "vqa", "train")
 
 

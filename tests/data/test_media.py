@@ -90,6 +90,22 @@ def test_a_truncated_picture(tmp_path: Path, name: str) -> None:
         open_image(str(path))
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", media._known_formats())
+def test_a_changed_byte_leaves_a_picture_or_is_damage(tmp_path: Path, kind: str) -> None:
+    """Whatever byte of the file it is, and whatever the decoder of that format raises."""
+    path = tmp_path / "a.bin"
+    Image.linear_gradient("L").resize((12, 8)).convert("RGB").save(path, kind)
+    sound, found = path.read_bytes(), set()
+    for place in range(0, len(sound), 1 + len(sound) // 400):
+        path.write_bytes(sound[:place] + bytes([sound[place] ^ 0xFF]) + sound[place + 1 :])
+        try:
+            found.add(open_image(str(path)).mode)
+        except DataError:
+            found.add("damage")
+    assert found == {"RGB", "damage"}
+
+
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         open_image(str(tmp_path / "none.png"))

@@ -199,9 +199,10 @@ def test_strip_is_cut(tmp_path: Path) -> None:
         read_frames(str(tmp_path / "b.png"), frames=7)
     with pytest.raises(DataError, match="above 0"):
         read_frames(str(tmp_path / "b.png"), frames=0)
-    listed.write_text("{")
-    with pytest.raises(DataError, match=r"strips\.json: expected JSON"):
-        read_frames(str(tmp_path / "b.png"))
+    for text in ("{", "[" * 100_000):
+        listed.write_text(text)
+        with pytest.raises(DataError, match=r"strips\.json: expected JSON"):
+            read_frames(str(tmp_path / "b.png"))
 
 
 def test_videos_inside_a_shard(clips: dict[str, Path], tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 from deepspeed.runtime.zero import GatheredParameters
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -362,6 +363,22 @@ def resume(stage: str) -> dict[str, Any]:
     }
 
 
+def loss_scale(stage: str) -> dict[str, Any]:
+    """What fp16 has found out about its scale, which needs no GPU to be saved and loaded."""
+    engines = [make_engine(make_config(stage)) for _ in range(2)]
+    for engine in engines:
+        engine.masters.zero.loss_scaler = DynamicLossScaler(2.0**14, 1000, 1, 2, False)
+    for overflow in (False, True, True, False):
+        engines[0].masters.zero.loss_scaler.update_scale(overflow)
+    folder = FOLDER / f"loss_scale_{stage}"
+    folder.mkdir()
+    engines[0].save(folder)
+    engines[1].load(folder)
+    found = [vars(engine.masters.zero.loss_scaler) for engine in engines]
+    saved, loaded = ({k: v for k, v in state.items() if isinstance(v, (int, float))} for state in found)
+    return {"saved": saved, "loaded": loaded}
+
+
 def elsewhere(stage: str, folder: Path) -> dict[str, Any]:
     """A state of another stage and number of ranks is loaded and saved again: the same tensors."""
     engine = make_engine(make_config(stage, slots=2), 2, dropout=0.3, noise=1.0)
@@ -456,6 +473,8 @@ def cells() -> dict[str, Callable[[], dict[str, Any]]]:
     table["different_recipes"] = different_recipes
     if not several:
         table["foreign zero2"] = lambda: foreign("zero2")
+        for stage in ("zero2", "zero3"):  # the stages of fp16
+            table[f"loss_scale {stage}"] = lambda s=stage: loss_scale(s)
         table["together zero2"] = lambda: together("zero2")
     for stage in ("zero2_bf16", "zero3_bf16"):
         if several:

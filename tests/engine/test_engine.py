@@ -133,6 +133,13 @@ def test_resume_is_exact(results: dict[int, Results]) -> None:
         assert cell["late_equal"], f"{name}: what is written while training goes on is not what it was"
 
 
+def test_the_loss_scale_of_fp16_is_not_searched_anew(results: dict[int, Results]) -> None:
+    """From its start value every resumed run would skip the first steps, until the scale fits again."""
+    for stage in ("zero2", "zero3"):
+        cell = results[1][f"loss_scale {stage}"]
+        assert cell["loaded"] == cell["saved"] and cell["saved"]["cur_scale"] == 2.0**13
+
+
 def test_state_is_small_and_holds_no_frozen_tensor(results: dict[int, Results]) -> None:
     for name, cell in of(results, "resume "):
         assert cell["bytes"] <= 1.2 * cell["trainable"] * 14 + 1_000_000, name

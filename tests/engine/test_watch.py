@@ -89,6 +89,32 @@ def test_a_lost_rank_ends_the_others(tmp_path: Path) -> None:
             assert f"rank {rank} of 2 is stuck: 'step 3 (vqa)'" in report and str(script) in report
 
 
+PATIENT = """
+import time
+from datetime import timedelta
+import torch, torch.distributed as torch_dist
+from mtvl import dist
+torch_dist.init_process_group("gloo", timeout=timedelta(seconds=1))
+groups = (None, torch_dist.new_group(timeout=timedelta(seconds=1)))
+dist.wait_at_most(60)
+for group in groups:
+    time.sleep(2.5 * dist.rank())
+    torch_dist.all_reduce(torch.ones(1), group=group)
+dist.wait_at_most(0.5)
+time.sleep(4 * dist.rank())
+torch_dist.all_reduce(torch.ones(1))
+"""
+
+
+@pytest.mark.multiproc
+def test_collectives_wait_as_long_as_they_are_told(tmp_path: Path) -> None:
+    """In the group of all ranks and in others; at the end the wait is too long again."""
+    script = tmp_path / "patient.py"
+    script.write_text(PATIENT)
+    first, _ = launch(script, 2, timeout_seconds=120)
+    assert first.code == 1 and "Timed out waiting 500ms" in first.output, first.output
+
+
 LATE = """
 import os
 if os.environ["RANK"] == "1":

@@ -20,7 +20,7 @@ from mtvl.evaluate import evaluate
 from mtvl.model import build_model
 from mtvl.objectives.contrast import TEMPERATURE_RANGE
 from mtvl.steps.answering import compare_step
-from mtvl.train import PAIRS, STOPPED_BY_SIGNAL, Run, run_folder, train
+from mtvl.train import PAIRS, STOPPED_BY_SIGNAL, Run, train
 from mtvl.types import Batch, Decoding
 
 RECIPE = Path(__file__).parents[2] / "launch" / "recipes" / "tiny_blip.yaml"
@@ -167,13 +167,6 @@ def test_a_task_without_a_trained_part_is_named(recipe: Recipe, tmp_path: Path) 
     """Linear probes are heads of contrast and matching, which no question reads."""
     with pytest.raises(EngineError, match="task 'vqa' trains nothing: none of the 2,178 trained parameters"):
         train(recipe("petl.name=probe", "train.steps=2", tasks=["coco_retrieval", "vqa"]), tmp_path / "run")
-
-
-def test_a_file_in_the_place_of_the_run_folder_is_named(tmp_path: Path) -> None:
-    (tmp_path / "run").write_text("")
-    for folder in (tmp_path / "run", tmp_path / "run" / "below"):
-        with pytest.raises(ConfigError, match="cannot be made.*another --run"):
-            run_folder(folder, RECIPE)
 
 
 def test_another_queue_is_another_run(recipe: Recipe, straight: Path) -> None:

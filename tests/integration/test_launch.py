@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import math
 import os
@@ -19,9 +20,9 @@ from distributed import launchers_port
 from safetensors import safe_open
 
 from mtvl.checkpoint import find_resumable, resolve_resume, write_checkpoint
-from mtvl.cli import VERBS, evaluate_parser, train_parser
+from mtvl.cli import VERBS, evaluate_parser, main, train_parser
 from mtvl.config import load_run_config, read_yaml
-from mtvl.errors import CheckpointError
+from mtvl.errors import CheckpointError, LostRankError
 from mtvl.model import make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,6 +92,35 @@ def test_mistakes_end_with_one_line(arguments: list[str], expected: str, world: 
     done = run([sys.executable, str(ROOT / "launch" / "train.py"), *arguments, f"data.root={world}"], tmp_path)
     assert done.returncode == 2 and expected in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_ends_any_command_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, code, words in (
+        (errno.ENOSPC, 2, "mtvl: error: out.svg: No space left"),
+        (errno.EBADF, 1, "Traceback"),
+    ):
+
+        def fails(_arguments: object, number: int = number) -> int:
+            raise OSError(number, os.strerror(number), "out.svg")
+
+        monkeypatch.setitem(VERBS, "frames", fails)
+        assert main(["frames", "run"]) == code
+        assert words in capsys.readouterr().err
+
+
+def test_a_lost_rank_ends_an_evaluation_with_its_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def loses(*_arguments: object, **_named: object) -> None:
+        raise RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:29500")
+
+    monkeypatch.setattr("mtvl.engine.start", lambda **_: None)
+    monkeypatch.setattr("mtvl.evaluate.evaluate", loses)
+    monkeypatch.setattr("mtvl.dist.world_size", lambda: 2)
+    assert main(["evaluate", "--checkpoint", "run"]) == LostRankError.exit_code
+    assert "another rank has ended or cannot be reached" in capsys.readouterr().err
 
 
 @pytest.mark.multiproc

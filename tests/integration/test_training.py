@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mtvl.backbones.clip_config import BUNDLED
-from mtvl.checkpoint import find_resumable
+from mtvl.checkpoint import find_resumable, steps_of
 from mtvl.cli import DEFAULT_RECIPE
 from mtvl.config import RunConfig
 from mtvl.engine import Engine, state
@@ -131,15 +131,32 @@ def test_what_was_changed_is_named(
 
 
 def test_a_changed_item_may_be_allowed(
-    recipe: Recipe, straight: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    recipe: Recipe, straight: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By its name, with a warning; what cannot be loaded stays an error that names the tensor or the optimizer."""
     run = tmp_path / "run"
     shutil.copytree(straight, run)
-    longer = ("optim.weight_decay=0.5", "train.steps=13", "checkpoint.allow=[optim,train.steps]")
-    assert train(recipe(*longer), run).code == 0
+    longer = (
+        "optim.weight_decay=0.5",
+        "train.steps=13",
+        "checkpoint.allow=[optim,train.steps]",
+        "engine.pack_frozen=false",
+    )
+    step, is_done, waits = Engine.train_step, [], []
+
+    def watched(*arguments: Any) -> object:
+        is_done.append((run / "DONE").exists())
+        return step(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "train_step", watched)
+        patched.setattr("mtvl.dist.wait_at_most", waits.append)
+        assert train(recipe(*longer), run).code == 0
+    assert waits == [1800 + 70]  # a stuck step is reported before a collective gives up
+    assert is_done == [False] and (run / "DONE").exists()  # that of the shorter run proved nothing any more
     assert losses(run)[:12] == losses(straight) and len(losses(run)) == 13
     assert "'train.steps' was 12 when it was saved and is 13 now, as checkpoint.allow lets it" in caplog.text
+    assert "goes on with engine.pack_frozen True -> False: sums are rounded otherwise from here on" in caplog.text
     with pytest.raises(CheckpointError, match=r"'weight/.*' differs: saved shape \("):
         train(recipe("petl.reduction=5", "checkpoint.allow=[petl,plan]"), straight)
     with pytest.raises(CheckpointError, match="saved with optimizer AdamW, this run uses SGD"):
@@ -332,7 +349,46 @@ def test_losses_that_are_not_finite_end_the_run_and_harm_nothing(
     assert "suspects" not in records[0]
     good, after = (load_file(str(run / "checkpoints" / f"step_{n}" / "engine.safetensors")) for n in (6, 8))
     assert all(torch.equal(good[k], after[k]) and good[k].isfinite().all() for k in good)
-    assert train(config, run).code == 0
+    assert steps_of(run) == [2, 4, 6, 8]  # more than keep_last: nobody knows which of them is from before the trouble
+    assert train(config, run).code == 0 and steps_of(run) == [8, 10]
+
+
+def test_weights_that_are_not_finite_replace_no_checkpoint(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss may be finite once more while the update after it is not."""
+    run, step = tmp_path / "run", Engine.train_step
+
+    def diverges(engine: Engine, number: int, batches: list) -> object:
+        report = step(engine, number, batches)
+        if number == 3:
+            next(iter(engine.masters.parameters.values())).data.view(-1)[0] = float("inf")
+        return report
+
+    monkeypatch.setattr(Engine, "train_step", diverges)
+    with pytest.raises(CheckpointError, match=r"step 4 was not written; 'weight/.*' is no longer finite.*step_2 stays"):
+        zero0 = "engine.file=ds_configs/zero0.json"  # its weights are the masters
+        train(recipe("train.steps=10", "checkpoint.every_steps=2", zero0, tasks=["vqa"]), run)
+    assert steps_of(run) == [2]
+
+
+def test_a_disk_that_is_full_at_the_start_changes_nothing(
+    recipe: Recipe, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, write = tmp_path / "run", Path.write_text
+    shutil.copytree(straight, run)
+    before = {name: (run / name).read_bytes() for name in ("config.yaml", "log.jsonl")}
+
+    def full(path: Path, text: str, *rest: Any, **named: Any) -> int:
+        if path.name.startswith("config.yaml"):
+            write(path, text[:9])
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return write(path, text, *rest, **named)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(CheckpointError, match=r"cannot write .*config\.yaml.*No space left on device.*step_12 stays"):
+        train(recipe("train.steps=13", "checkpoint.allow=[train.steps]"), run)
+    assert before == {name: (run / name).read_bytes() for name in before}
 
 
 @pytest.mark.parametrize("where", ["engine.safetensors", "log.jsonl", "adapter.safetensors"])

@@ -58,7 +58,8 @@ def test_files_give_lists_in_their_order(tmp_path: Path) -> None:
         ConfigError, match=r"'backbone\.answer_files\.vqaa' is not one of the tasks; did you mean 'vqa'"
     ):
         answer_lists({"vqa": VQA}, {"vqaa": "ans.json"}, tmp_path)
-    for content, words in (('{"yes": 1}', "expected a JSON list of texts"), ("[", "expected a JSON list of answers")):
+    faults = {'{"yes": 1}': "expected a JSON list of texts", **dict.fromkeys(("[", "[" * 100_000), "list of answers")}
+    for content, words in faults.items():
         (tmp_path / "ans.json").write_text(content)
         with pytest.raises(DataError, match=words):
             read_answers(tmp_path / "ans.json")

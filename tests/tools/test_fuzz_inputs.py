@@ -52,7 +52,7 @@ def test_a_case_is_named_by_its_seed() -> None:
     texts = "\n".join(fault for c in again for fault in c.faults)
     for words in ("is empty", "is cut", "is huge", "an animated GIF", "another format", "sound alone", "one frame", "twice",
                   "centuries", "playlist", "is missing", "is a folder", "utf-16", "latin-1", "not finite", "no JSON",
-                  "leaves the root", "features (pickle)", "100000 characters"):  # fmt: skip
+                  "leaves the root", "features (pickle)", "100000 characters", "half a character"):  # fmt: skip
         assert words in texts, words
 
 

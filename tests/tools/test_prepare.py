@@ -183,6 +183,25 @@ def test_faults_of_the_source_are_named(
     assert not list(tmp_path.glob("dst/**/*.json"))
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("one.jpg", "expected a photo called by its COCO id (000000000042.jpg), found 'one.jpg'"),
+        ("../../../42.jpg", "expected the plain name of a file, found '../../../42.jpg'"),
+        ("/42.jpg", "expected the plain name of a file, found '/42.jpg'"),
+    ],
+)
+def test_names_of_photos(
+    name: str, words: str, coco_mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name that leads out of the folder would be linked into the data, or be written outside of them."""
+    file = coco_mini / "captions.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), name: {"captions": ["a photo"]}}))
+    before = sorted(tmp_path.rglob("*"))
+    assert run("coco_mini", coco_mini, tmp_path / "dst") == 1
+    assert words in capsys.readouterr().err and sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_missing_source_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("flickr8k", tmp_path / "none", tmp_path / "dst") == 1
     assert "expected the folder of the set flickr8k" in capsys.readouterr().err

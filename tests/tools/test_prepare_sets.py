@@ -205,6 +205,7 @@ def test_two_runs_give_the_same_files(name: str, tmp_path: Path) -> None:
         ("youcook2", "youcook2_600.json", "training/201/-v_0", "other/201/-v_0", "begins with training/"),
         ("youcook2", "youcook2_600.json", '"cut 1"', '""', "expected 3 texts in 'text'"),
         ("youcook2", "youcook2_600.json", "-v_1__frame_0", "-v_1__frame_9", "missing 1, e.g. -v_1__frame_9.jpg"),
+        ("youcook2", "youcook2_600.json", "-v_1__frame_0", "../../x", "expected the plain name of a file, found '../../x.jpg'"),
     ],
 )  # fmt: skip
 def test_faults_are_named_and_nothing_is_written(

@@ -172,6 +172,14 @@ def empty_caption(case: Case, row: int, chance: random.Random) -> None:
     case.faults.append(f"row {row}: {key} is {values[key]!r}")
 
 
+def half_character(case: Case, row: int, chance: random.Random) -> None:
+    """A text that was cut inside a character of two parts."""
+    values, key = _text_place(case, row, chance)
+    values[key] = f"{values[key]} \ud83d"
+    case.bad.add(row)
+    case.faults.append(f"row {row}: half a character in {key}")
+
+
 NAMES = ("identifier", "filename", "split", "picture")
 
 
@@ -268,7 +276,7 @@ def stored_features(case: Case, row: int, chance: random.Random) -> None:
 
 
 ROW_FAULTS = (
-    wrong_type, missing_field, not_finite, no_object, long_text, empty_caption, leaves_root, broken_visual, broken_visual, broken_visual,
+    wrong_type, missing_field, not_finite, no_object, long_text, empty_caption, half_character, leaves_root, broken_visual, broken_visual, broken_visual,
     no_visual, stored_features,
 )  # fmt: skip
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mtvl.errors import DataError
+from preparing.files import plain_name
 from preparing.plan import SPLITS, Plan, by_hash, parted
 
 
@@ -19,7 +20,7 @@ def checked_captions(values: Any, file: Path, place: str) -> list[str]:
 
 def caption_plan(name: str, src: Path, photos: list[tuple[str, int, list[str]]], *, val: int, test: int) -> Plan:
     """`photos` (file name, id, captions) below src/images as Karpathy's file of COCO, split by photo."""
-    order = by_hash(photo[0] for photo in photos)
+    order = by_hash(plain_name(photo[0], src) for photo in photos)
     if len(order) <= val + test:
         raise DataError(f"expected more than {val + test} photos for {name}, found {len(order)}", file=src)
     split_of = parted(order, test=test, val=val)

@@ -28,6 +28,13 @@ def read_text(file: Path) -> str:
     return decode_utf8(data, file)
 
 
+def plain_name(name: str, file: Path, row: object = None) -> str:
+    """`name`, which `file` gives to a file of the set; DataError for one that would lead to another folder."""
+    if name != Path(name).name or "\0" in name or "\\" in name:
+        raise DataError(f"expected the plain name of a file, found {name!r}", file=file, row=row)
+    return name
+
+
 def csv_rows(file: Path, columns: tuple[str, ...]) -> list[tuple[tuple[Path, str], dict[str, str]]]:
     """((file, line), row) of a CSV file with exactly these columns, none of them empty."""
     reader = csv.DictReader(read_text(file).splitlines())

@@ -7,7 +7,7 @@ from typing import Any
 
 from mtvl.data.formats.records import Record, once_each, read_json_list
 from mtvl.errors import DataError
-from preparing.files import Lines
+from preparing.files import Lines, plain_name
 from preparing.plan import SPLITS, Plan, by_hash
 
 STEPS = 3
@@ -40,7 +40,7 @@ def read_youcook2(src: Path) -> Plan:
                 clip = f"{names[video]}_{step}"
                 descs = [{"desc_id": 0, "desc": texts[step]}]
                 captions.append({"clip_id": clip, "vid_name": clip, "descs": descs})
-                plan.media[f"videos/yc2/{clip}.1x1.jpg"] = src / "frames" / frame
+                plan.media[f"videos/yc2/{clip}.1x1.jpg"] = src / "frames" / plain_name(frame, file, video)
             if len({text.lower() for text in texts}) < STEPS:
                 alike.append(video)
             else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,6 +21,7 @@ from mtvl.errors import DataError
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 Take = Callable[[str, DataError], None]  # id (or place) of a row, and what is wrong with it
+_WHOLE = re.compile(r"-?[0-9]{1,18}")
 _take: ContextVar[Take | None] = ContextVar("take", default=None)
 
 
@@ -69,7 +71,7 @@ def keyed(records: Iterable[Record], key: Callable[[Record], str], what: str) ->
 
 
 def read_json(file: Path) -> Any:
-    """Parse a UTF-8 JSON file; refuses NaN and infinities, keys that stand twice in an object, and other encodings."""
+    """Parse a UTF-8 JSON file; refuses NaN, infinities, halves of characters, keys that stand twice, and other encodings."""
     return _parse(_read_text(file), file, None)
 
 
@@ -119,7 +121,7 @@ def _parse(text: str, file: Path, place: str | None) -> Any:
         return values
 
     try:
-        return json.loads(text, parse_constant=refuse, object_pairs_hook=once)
+        values = json.loads(text, parse_constant=refuse, object_pairs_hook=once)
     except json.JSONDecodeError as error:
         raise DataError(
             f"expected JSON, found a fault in line {error.lineno} column {error.colno} of {len(text)} characters "
@@ -128,16 +130,30 @@ def _parse(text: str, file: Path, place: str | None) -> Any:
         ) from None  # fmt: skip
     except RecursionError:
         raise DataError("expected JSON of ordinary depth, found hundreds of nested levels", file=file) from None
+    except ValueError as error:  # a whole number of thousands of digits
+        raise DataError(f"expected numbers of ordinary length, found another ({error})", file=file, row=place) from None
+    # With rows that may be left out it is a fault of its row; only an escape can bring half a character.
+    if (place is not None or _take.get() is None) and _ESCAPE.search(text) and (found := _unusable(values)):
+        raise DataError(f"expected whole characters, found {found}; mend the file", file=file, row=place)
+    return values
 
 
 class _NotFinite(float):
     """NaN or an infinity in a file of which rows may be left out."""
 
 
-def _holds_not_finite(value: Any) -> bool:
+# Of a character that UTF-16 writes in two parts; texts that were cut between them are frequent, and no tokenizer takes them.
+_HALF, _ESCAPE = re.compile("[\ud800-\udfff]"), re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def _unusable(value: Any) -> str:
+    """What no row may hold, in words; "" when there is nothing of the kind."""
     if isinstance(value, (dict, list)):
-        return any(map(_holds_not_finite, value.values() if isinstance(value, dict) else value))
-    return isinstance(value, _NotFinite)
+        parts = (*value, *value.values()) if isinstance(value, dict) else value
+        return next(filter(None, map(_unusable, parts)), "")
+    if isinstance(value, str) and not value.isascii() and (half := _HALF.search(value)):
+        return f"half a character in {describe(value[max(0, half.start() - 20) : half.end() + 20])}"
+    return "NaN or an infinity" if isinstance(value, _NotFinite) else ""
 
 
 @dataclass(frozen=True)
@@ -187,7 +203,7 @@ class Record:
     def integer(self, key: str) -> int:
         """A whole number, or text that spells one."""
         value = self.key(key)
-        if not (value.isascii() and value.lstrip("-").isdigit()):
+        if not _WHOLE.fullmatch(value):
             raise self.error(f"expected a whole number in {key!r}, found {value!r}")
         return int(value)
 
@@ -221,10 +237,10 @@ def records_of(values: Any, file: Path, place: str = "", *, may_fail: bool = Tru
 
 
 def finite_record(file: Path, place: str, values: Any) -> Record:
-    """A row of a file in which rows may be left out; DataError where it holds NaN or an infinity."""
+    """A row of a file in which rows may be left out; DataError where it holds NaN, an infinity or half a character."""
     record = Record(file, place, values)
-    if _holds_not_finite(values):
-        raise record.error("expected finite numbers, found NaN or an infinity; mend the file")
+    if found := _unusable(values):
+        raise record.error(f"expected finite numbers and whole characters, found {found}; mend the file")
     return record
 
 
