@@ -20,6 +20,7 @@ UNI = (
 )  # fmt: skip
 TRANS = (
     {}, {"pairs": "by_tower"}, {"freeze_pair": True}, {"tie_values": False}, {"learn_scale": True}, {"share": "none"},
+    {"share": "down"}, {"share": "up", "freeze_pair": True},
     {"activation": "relu", "orientation": "literal"},
 )  # fmt: skip
 SECTIONS = [
@@ -128,8 +129,17 @@ def test_tasks_have_halves_of_their_own() -> None:
         model = adapt(build(), {"name": "uniadapter", "bottleneck": 4, "share": share})
         owners = {(n.split(".")[3].partition("_")[0], owner) for n, owner in model.plan.owners().items()}
         assert {o for half, o in owners if half == "down"} == down and {o for half, o in owners if half == "up"} == up
-    with pytest.raises(ConfigError, match="no halves"):
-        adapt(build(), {"name": "vcra", "share": "up"})
+        method = {"name": "unitrans", "rank": 3, "learn_scale": True}
+        whole, model = adapt(build(), method), adapt(build(), {**method, "share": share})
+        halves: dict[str, set[str]] = {"down": set(), "up": set()}
+        for name, owner in model.plan.owners().items():
+            is_down = name.endswith(".a") or ".down_" in name  # A with all a; B with everything behind it
+            halves["down" if is_down else "up"].add(owner)
+        assert halves == {"down": down, "up": up}
+        private = sum(p.numel() for n, p in model.trainable().items() if n.split(".")[-2] in ("a", "b"))
+        assert model.plan.num_added == whole.plan.num_added + private // 2
+    with pytest.raises(ConfigError, match="did you mean 'down'"):
+        adapt(build(), {"name": "vcra", "share": "dwon"})
 
 
 def test_the_decoder_has_the_encoders_adapters() -> None:
