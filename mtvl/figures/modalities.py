@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +16,7 @@ import torch
 from mtvl.errors import ConfigError
 from mtvl.export import find_export, load_export
 from mtvl.figures.drawing import COLOURS, need_plots, write
+from mtvl.figures.tsne import tsne
 from mtvl.loader import evaluation_batches
 from mtvl.petl.plan import Injection, Plan
 from mtvl.retrieving import score_pairs
@@ -45,7 +45,7 @@ def modalities_figure(
     """Draw the first tokens that adapters are given, in a plane for each layer; the files are OUT.png and OUT.svg.
 
     `count` examples of each task, evenly spread. `layers` (default: the first, middle and last that are adapted).
-    "tsne" wants scikit-learn and draws by `seed`. Raises ConfigError for a method without adapters and an unknown layer.
+    Raises ConfigError for a method without adapters and an unknown layer.
     *Source:* UniAdapter, Figures 4 and 5.
     """
     need_plots()
@@ -71,23 +71,26 @@ def modalities_figure(
 
 
 def check_projection(projection: str) -> None:
-    """ConfigError for an unknown projection, or one whose library is not installed."""
+    """ConfigError for an unknown projection."""
     if projection not in PROJECTIONS:
         raise ConfigError(f"unknown projection {projection!r}; known: {', '.join(PROJECTIONS)}")
-    if projection == "tsne" and importlib.util.find_spec("sklearn") is None:
-        raise ConfigError("t-SNE needs scikit-learn, which is not installed; use --projection pca")
 
 
 def choose_layers(plan: Plan, layers: Sequence[int]) -> list[int]:
     """`layers`, or the first, middle and last with adapters; ConfigError where there are none such."""
-    known = sorted({injection.site.layer for injection in plan.injections if injection.site.layer >= 0})
+    known = sorted({injection.site.layer for injection in plan.injections if _reads(injection)})
     if not known:
         raise ConfigError(
-            f"the method {plan.method!r} puts no adapters into layers, so there is nothing that they are given"
+            f"the method {plan.method!r} puts no adapters into layers that are given tokens, so there is nothing to draw"
         )
     if absent := [layer for layer in layers if layer not in known]:
         raise ConfigError(f"no adapters in layer {absent[0]}; layers with adapters: {', '.join(map(str, known))}")
     return list(layers) or sorted({known[0], known[len(known) // 2], known[-1]})
+
+
+def _reads(injection: Injection) -> bool:
+    """True for an adapter inside the layers that is given tokens: a prefix of keys and values, e.g., is not."""
+    return injection.site.layer >= 0 and (injection.site.is_linear or injection.site.kind == "block")
 
 
 def run_examples(model: Any, workspace: Workspace, task: str, rows: Sequence[Any]) -> None:
@@ -124,7 +127,7 @@ def listening(backbone: Any, plan: Plan, layers: Sequence[int]) -> Iterator[dict
 
 def _hear(heard: dict[int, dict[str, list[np.ndarray]]], injection: Injection, adapter: Any, given: tuple) -> None:
     """Keep the first token of every row, under the modality of this pass."""
-    site, first = injection.site, given[0]
+    site, first = injection.site, given[1 if getattr(adapter, "reads_output", False) else 0]
     decoder = "decoder " if site.stack == "decoder" else ""
     if isinstance(first, BlockStates):
         modality = "visual" if site.stack == "visual" else decoder + ("text" if first.query is None else "fusion")
@@ -161,14 +164,6 @@ def pca(points: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
     axes = axes[:2] * np.sign(axes[:2][np.arange(2), np.abs(axes[:2]).argmax(1)])[:, None]
     variance = sizes**2 / max(float((sizes**2).sum()), 1e-30)
     return centred @ axes.T, (float(variance[0]), float(variance[1]))
-
-
-def tsne(points: np.ndarray, seed: int) -> np.ndarray:
-    """(n, D) -> (n, 2) by scikit-learn's t-SNE."""
-    make: Callable[..., Any] = importlib.import_module("sklearn.manifold").TSNE
-    return np.asarray(
-        make(2, init="pca", random_state=seed, perplexity=min(30, len(points) // 3)).fit_transform(points)
-    )
 
 
 def _draw(figure: Any, title: str, found: Sequence[Projected]) -> None:
