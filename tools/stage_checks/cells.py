@@ -46,6 +46,8 @@ STEPS: dict[str, dict[str, Any]] = {
     "vil_adapter": {"name": "adapter", "bottleneck": 4, "share": "none"},
     # on BLIP, whose banks are used by blocks of three towers
     "blip_uniadapter": {"name": "uniadapter", "bottleneck": 4, "share": "none"},
+    # and whose blocks hand a stream on, beside a pair that all attentions have and a half of which is shared
+    "blip_unitrans": {"name": "unitrans", "rank": 3, "share": "down"},
 }
 
 ADDS_NOTHING = ("full", "projection", "bitfit")
