@@ -137,6 +137,11 @@ class Engine:
         cast(Any, self.module).set_task(batch.task)
         with fast_dropout(self.device), packed_frozen_weights(self._packs):
             loss = self.deepspeed(batch)
+            if not loss.requires_grad:
+                raise EngineError(
+                    f"task {batch.task!r}: nothing that is trained takes part in its loss, so its steps could teach nothing; leave "
+                    "it out, or train what it goes through ('mtvl plan' prints what the method trains)"
+                )
             # DeepSpeed averages over ranks, and over micro-steps unless told not to; losses here are shares of a sum.
             self.deepspeed.backward(loss.float() * dist.world_size(), scale_wrt_gas=False)
         self._window += 1

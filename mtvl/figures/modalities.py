@@ -23,7 +23,7 @@ from mtvl.retrieving import score_pairs
 from mtvl.sites import BlockStates
 from mtvl.workspace import Workspace
 
-PROJECTIONS = ("pca", "tsne")
+PROJECTIONS = {"pca": "PCA", "tsne": "t-SNE"}
 ROWS = 16  # examples that are run at once
 LEAST = 3  # points of a layer, below which there is no plane to speak of
 Points = dict[int, dict[str, np.ndarray]]  # layer -> modality -> (n, D)
@@ -66,7 +66,7 @@ def modalities_figure(
     found = [project(layer, by_modality, projection, seed) for layer, by_modality in points.items()]
     folder = run if (run / "export").is_dir() else find_export(run)
     stem = out.with_suffix("") if out else folder / "figures" / f"modalities_{projection}_{'_'.join(names)}"
-    title = f"first tokens given to adapters of {model.plan.method!r} ({', '.join(names)}; {projection.upper()})"
+    title = f"first tokens given to adapters of {model.plan.method!r} ({', '.join(names)}; {PROJECTIONS[projection]})"
     return found, write(stem, (3.4 * len(found), 3.9), partial(_draw, title=title, found=found))
 
 

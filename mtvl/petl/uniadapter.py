@@ -174,8 +174,8 @@ class UniAdapter:
         blocks = [s for s in in_layers(sites, config.layers) if s.kind == "block" and self._modalities(s)]
         if not blocks:
             raise PlanError(
-                "this backbone has no blocks whose input and output an adapter could join ('block' sites); 'uniadapter' is "
-                "defined for blip; 'adapter' is the nearest method here"
+                "this backbone runs pictures and text through one stack: it has no towers whose adapters could share a "
+                "bottleneck ('block' sites); 'uniadapter' is defined for blip; 'adapter' is the nearest method here"
             )
         common, seen = [], set()
         injections = [Injection(s, ()) for s in blocks]

@@ -92,6 +92,7 @@ class Vectors(nn.Module):
 
     def __init__(self, shapes: Shapes) -> None:
         super().__init__()
+        self.names = tuple(name for name, _ in shapes)
         for name, shape in shapes:
             self.register_parameter(
                 name, nn.Parameter(torch.zeros(shape) if name in ("b", "beta") else torch.ones(shape))
@@ -99,7 +100,7 @@ class Vectors(nn.Module):
 
     def forward(self) -> tuple[torch.Tensor, ...]:
         """All of them in their order: new tensors, since ZeRO-3 takes parameters back after a module's forward."""
-        return tuple(vector.clone() for vector in self.parameters())
+        return tuple(getattr(self, name).clone() for name in self.names)
 
 
 Held = Mapping[str, torch.Tensor]
@@ -110,7 +111,7 @@ def held(banks: Iterable[TaskBank]) -> Held:
     found: dict[str, torch.Tensor] = {}
     for bank in banks:
         module = bank.current()
-        found |= zip((name for name, _ in module.named_parameters()), module(), strict=True)
+        found |= zip(module.names, module(), strict=True)  # type: ignore[arg-type]
     return found
 
 

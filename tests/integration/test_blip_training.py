@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from mtvl.config import RunConfig
 from mtvl.engine import Engine
-from mtvl.errors import CheckpointError, ConfigError
+from mtvl.errors import CheckpointError, ConfigError, EngineError
 from mtvl.evaluate import evaluate
 from mtvl.model import build_model
 from mtvl.train import PAIRS, STOPPED_BY_SIGNAL, train
@@ -140,6 +140,12 @@ def test_what_cannot_be_trained_says_why(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         train(recipe(*overrides, "train.steps=1", tasks=tasks), tmp_path / "run")
+
+
+def test_a_task_that_reaches_nothing_trained_is_named(recipe: Recipe, tmp_path: Path) -> None:
+    """The heads are no part of an answer's loss."""
+    with pytest.raises(EngineError, match="'vqa': nothing that is trained takes part"):
+        train(recipe("petl={name: probe}", "train.steps=1", tasks=["vqa"]), tmp_path / "run")
 
 
 def test_another_queue_is_another_run(recipe: Recipe, straight: Path) -> None:

@@ -199,6 +199,27 @@ def test_vectors_merge_where_one_modality_runs_and_say_why_not_elsewhere() -> No
         adapt(build(), {"name": "uniadapter", "bottleneck": 4}).merge("a")
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("share", ["none", "down"])
+def test_the_side_network_of_a_task_runs_for_its_rows(share: str) -> None:
+    """Where a decoder has it, rows of several tasks go through it together."""
+    model = adapt(build("caption").double(), {"name": "unitrans", "rank": 3, "share": share}).eval()
+    randomise_added(model)
+    tokens = model.backbone.see(torch.randn(4, 3, 32, 32).double()).flatten(1, 2)
+    ids, rows = torch.randint(4, 118, (4, 5)), ("a", "b", "b", "a")
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    apart = []
+    for row, task in enumerate(rows):
+        model.set_task(task)
+        one = slice(row, row + 1)
+        apart.append(model.backbone.decode_states(ids[one], mask[one], tokens[one]))
+    model.set_rows(rows)
+    together = model.backbone.decode_states(ids, mask, tokens)
+    assert float((together - torch.cat(apart)).abs().max()) < 1e-11
+    model.set_task("a")
+    assert not torch.allclose(model.backbone.decode_states(ids, mask, tokens)[1], together[1])
+
+
 def test_the_readings_of_the_side_network_start_where_they_say() -> None:
     plain = everything(build().eval())[2]
     at_zero, from_text = (everything(adapt(build(), {"name": "unitrans", "rank": 3, "side": s}).eval().backbone)[2]
