@@ -13,7 +13,7 @@ from mtvl.model import Model, make_backbone, make_method
 from mtvl.petl import METHODS
 
 # Methods of the plug-in that are defined on BLIP's linear maps and hooks, beside the two that live in it.
-GENERAL = ("adapter", "compacter", "lora", "ia3", "hyperformer")
+GENERAL = ("adapter", "parallel_adapter", "compacter", "lora", "ia3", "hyperformer")
 UNI = (
     {}, {"shared": "none"}, {"shared": "up"}, {"shared": "both"}, {"query": "separate"}, {"query": "off"},
     {"modalities": ("visual",)}, {"modalities": ("fusion",)}, {"variant": "as_coded"}, {"layers": "last:1"}, {"share": "none"},
@@ -220,6 +220,26 @@ def test_the_side_network_of_a_task_runs_for_its_rows(share: str) -> None:
     assert not torch.allclose(model.backbone.decode_states(ids, mask, tokens)[1], together[1])
 
 
+@torch.no_grad()
+def test_a_parallel_adapter_reads_what_its_part_reads() -> None:
+    places = ("self_attn", "cross_attn", "ffn")
+    model = adapt(build(), {"name": "parallel_adapter", "places": places, "scale": 0.5, "share": "none"}).eval()
+    randomise_added(model)
+    x, memory = torch.randn(2, 5, 32), torch.randn(2, 7, 32)
+    ours, plain = model.backbone.text.layers[1], build().eval().text.layers[1]
+    for part, last, given in (("attn", "out", (x,)), ("cross", "out", (x, memory)), ("ffn", "down", (x,))):
+        adapter = ours.get_submodule(f"{part}.{last}").adapter
+        added = adapter.up(torch.relu(adapter.down(x)))
+        expected = plain.get_submodule(part)(*given) + 0.5 * added
+        assert torch.allclose(ours.get_submodule(part)(*given), expected, atol=1e-6) and bool(added.abs().max() > 0.1)
+    apart = []
+    for row, task in enumerate(("b", "a")):
+        model.set_task(task)
+        apart.append(ours.ffn(x[row : row + 1]))
+    model.set_rows(("b", "a"))
+    assert torch.allclose(ours.ffn(x), torch.cat(apart), atol=1e-6)
+
+
 def test_the_readings_of_the_side_network_start_where_they_say() -> None:
     plain = everything(build().eval())[2]
     at_zero, from_text = (everything(adapt(build(), {"name": "unitrans", "rank": 3, "side": s}).eval().backbone)[2]
@@ -244,6 +264,8 @@ def test_the_papers_start_of_uniadapter_is_not_the_frozen_backbone() -> None:
         ({"name": "uniadapter", "variant": "as_coded", "shared": "up"}, "shares 'down' alone"),
         ({"name": "unitrans", "activation": "sigmoid"}, "unknown 'petl.activation' 'sigmoid'"),
         ({"name": "vcra", "rank": 0}, "petl.rank"),
+        ({"name": "parallel_adapter", "places": ("fnn",)}, "did you mean 'ffn'"),
+        ({"name": "parallel_adapter", "places": ()}, "petl.places"),
     ],
 )
 def test_options_that_cannot_be(section: dict[str, Any], words: str) -> None:
