@@ -26,7 +26,7 @@ RUNS: dict[str, tuple[str, list[str]]] = {
 # Three steps of a method, on a tiny random backbone: its petl section, with parts of single tasks where it can have them.
 STEPS: dict[str, dict[str, Any]] = {
     "adapter": {"name": "adapter", "bottleneck": 4, "share": "up"},
-    "parallel_adapter": {"name": "parallel_adapter", "bottleneck": 4, "share": "none"},
+    "parallel_adapter": {"name": "parallel_adapter", "bottleneck": 4, "share": "down"},
     "adapter_prompt": {"name": "adapter_prompt", "bottleneck": 4, "length": 3, "width": 7},
     "hyperformer": {"name": "hyperformer", "bottleneck": 4, "task_width": 6, "hidden": 5, "code": 3},
     "compacter": {"name": "compacter", "division": 4, "rank": 1, "share_rule": True, "bottleneck": 8, "share": "none"},
