@@ -178,17 +178,19 @@ def test_frozen_pairs_come_again_from_their_seed_and_are_in_no_state() -> None:
 
 @torch.no_grad()
 def test_vectors_merge_where_one_modality_runs_and_say_why_not_elsewhere() -> None:
-    model = adapt(
-        build("caption").double(), {"name": "vcra", "rank": 3}
-    ).eval()  # no encoder: each map has one modality
-    randomise_added(model)
+    scales = {}
+    for scale in (1.0, 0.5):  # no encoder: each map has one modality
+        scales[scale] = adapt(build("caption").double(), {"name": "vcra", "rank": 3, "scale": scale}).eval()
+        randomise_added(scales[scale])
+    model = scales[0.5]
     pixels, ids = torch.randn(2, 3, 32, 32).double(), torch.randint(4, 118, (2, 5))
     mask = torch.ones_like(ids, dtype=torch.bool)
 
-    def logits() -> torch.Tensor:
+    def logits(model: Model = model) -> torch.Tensor:
         return model.backbone.decode_states(ids, mask, model.backbone.see(pixels).flatten(1, 2))
 
     apart = logits()
+    assert not torch.allclose(apart, logits(scales[1.0]), atol=1e-3)
     model.merge("a")
     assert float((logits() - apart).abs().max()) < 1e-11 and not torch.equal(logits(), apart)
     model.unmerge()
