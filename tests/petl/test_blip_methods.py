@@ -263,6 +263,7 @@ def test_the_papers_start_of_uniadapter_is_not_the_frozen_backbone() -> None:
         ({"name": "uniadapter", "shared": "dwon"}, "did you mean 'down'"),
         ({"name": "uniadapter", "modalities": ("vison",)}, "did you mean 'fusion' or 'visual'|'vison'"),
         ({"name": "uniadapter", "bottleneck": 0}, "petl.bottleneck"),
+        ({"name": "uniadapter", "key_bottleneck": -2}, "'petl.key_bottleneck' not below 0.*found 128, -2"),
         ({"name": "uniadapter", "variant": "as_coded", "shared": "up"}, "shares 'down' alone"),
         ({"name": "unitrans", "activation": "sigmoid"}, "unknown 'petl.activation' 'sigmoid'"),
         ({"name": "vcra", "rank": 0}, "petl.rank"),
