@@ -297,7 +297,7 @@ def run_modalities(arguments: Sequence[str]) -> int:
     parser.add_argument("--split", default="test", help="train, val, test or another split of the tasks")
     parser.add_argument("--examples", type=int, default=100, metavar="N", help="examples of each task")
     parser.add_argument("--layers", type=_integers, default=[], help="e.g. 0,5,11; default: first, middle and last")
-    parser.add_argument("--projection", default="pca", help="pca | tsne (needs scikit-learn)")
+    parser.add_argument("--projection", default="pca", help="pca | tsne (slow beyond some thousand points)")
     parser.add_argument("--seed", type=int, default=0, help="of t-SNE")
     parser.add_argument(
         "--out", type=Path, default=None, help="default: RUN/figures/modalities_PROJECTION_TASKS.png and .svg"

@@ -105,6 +105,7 @@ ROWS = (
     bart("adapter", "half-shared up, image", 8.36, share="up"),
     bart("adapter", "half-shared down, image", share="down"),
     bart("adapter", "multiple, image", 12.22, share="none"),
+    bart("parallel_adapter", "single, image"),
     bart("hyperformer", "image", 5.79),
     bart("compacter", "single, image", 2.70, share="all"),
     bart("compacter", "multiple, image", 7.05, share="none"),

@@ -22,18 +22,24 @@ def need_plots() -> None:
 
 
 def write(stem: Path, size: tuple[float, float], draw: Callable[[Any], None]) -> tuple[Path, Path]:
-    """`draw` a figure of `size` (inches) and write it as STEM.png and STEM.svg; equal figures are equal files."""
+    """`draw` a figure of `size` (inches) and write it as STEM.png and STEM.svg; equal figures are equal files.
+
+    ConfigError where they cannot be written.
+    """
     from matplotlib import rc_context  # slow import, and optional
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    stem.parent.mkdir(parents=True, exist_ok=True)
     with rc_context(STYLE):
         figure = Figure(figsize=size, dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure)
-        for ending, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
-            draft = stem.with_name(f".tmp_{stem.name}{ending}")
-            figure.savefig(draft, format=ending[1:], metadata=metadata)
-            os.replace(draft, stem.with_name(stem.name + ending))
+        try:
+            stem.parent.mkdir(parents=True, exist_ok=True)
+            for ending, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
+                draft = stem.with_name(f".tmp_{stem.name}{ending}")
+                figure.savefig(draft, format=ending[1:], metadata=metadata)
+                os.replace(draft, stem.with_name(stem.name + ending))
+        except OSError as error:
+            raise ConfigError(f"{stem}.png cannot be written: {error}; choose another place for the figure") from None
     return stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")

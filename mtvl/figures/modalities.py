@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +23,7 @@ from mtvl.retrieving import score_pairs
 from mtvl.sites import BlockStates
 from mtvl.workspace import Workspace
 
-PROJECTIONS = ("pca", "tsne")
+PROJECTIONS = {"pca": "PCA", "tsne": "t-SNE"}
 ROWS = 16  # examples that are run at once
 LEAST = 3  # points of a layer, below which there is no plane to speak of
 Points = dict[int, dict[str, np.ndarray]]  # layer -> modality -> (n, D)
@@ -45,7 +45,7 @@ def modalities_figure(
     """Draw the first tokens that adapters are given, in a plane for each layer; the files are OUT.png and OUT.svg.
 
     `count` examples of each task, evenly spread. `layers` (default: the first, middle and last that are adapted).
-    "tsne" wants scikit-learn and draws by `seed`. Raises ConfigError for a method without adapters and an unknown layer.
+    Raises ConfigError for a method without adapters and an unknown layer.
     *Source:* UniAdapter, Figures 4 and 5.
     """
     need_plots()
@@ -66,7 +66,7 @@ def modalities_figure(
     found = [project(layer, by_modality, projection, seed) for layer, by_modality in points.items()]
     folder = run if (run / "export").is_dir() else find_export(run)
     stem = out.with_suffix("") if out else folder / "figures" / f"modalities_{projection}_{'_'.join(names)}"
-    title = f"first tokens given to adapters of {model.plan.method!r} ({', '.join(names)}; {projection.upper()})"
+    title = f"first tokens given to adapters of {model.plan.method!r} ({', '.join(names)}; {PROJECTIONS[projection]})"
     return found, write(stem, (3.4 * len(found), 3.9), partial(_draw, title=title, found=found))
 
 
@@ -75,19 +75,24 @@ def check_projection(projection: str) -> None:
     if projection not in PROJECTIONS:
         raise ConfigError(f"unknown projection {projection!r}; known: {', '.join(PROJECTIONS)}")
     if projection == "tsne" and importlib.util.find_spec("sklearn") is None:
-        raise ConfigError("t-SNE needs scikit-learn, which is not installed; use --projection pca")
+        raise ConfigError("t-SNE needs scikit-learn: pip install 'mtvl[plots]', or use --projection pca")
 
 
 def choose_layers(plan: Plan, layers: Sequence[int]) -> list[int]:
     """`layers`, or the first, middle and last with adapters; ConfigError where there are none such."""
-    known = sorted({injection.site.layer for injection in plan.injections if injection.site.layer >= 0})
+    known = sorted({injection.site.layer for injection in plan.injections if _reads(injection)})
     if not known:
         raise ConfigError(
-            f"the method {plan.method!r} puts no adapters into layers, so there is nothing that they are given"
+            f"the method {plan.method!r} puts no adapters into layers that are given tokens, so there is nothing to draw"
         )
     if absent := [layer for layer in layers if layer not in known]:
         raise ConfigError(f"no adapters in layer {absent[0]}; layers with adapters: {', '.join(map(str, known))}")
     return list(layers) or sorted({known[0], known[len(known) // 2], known[-1]})
+
+
+def _reads(injection: Injection) -> bool:
+    """True for an adapter inside the layers that is given tokens: a prefix of keys and values, e.g., is not."""
+    return injection.site.layer >= 0 and (injection.site.is_linear or injection.site.kind == "block")
 
 
 def run_examples(model: Any, workspace: Workspace, task: str, rows: Sequence[Any]) -> None:
@@ -124,7 +129,7 @@ def listening(backbone: Any, plan: Plan, layers: Sequence[int]) -> Iterator[dict
 
 def _hear(heard: dict[int, dict[str, list[np.ndarray]]], injection: Injection, adapter: Any, given: tuple) -> None:
     """Keep the first token of every row, under the modality of this pass."""
-    site, first = injection.site, given[0]
+    site, first = injection.site, given[1 if getattr(adapter, "reads_output", False) else 0]
     decoder = "decoder " if site.stack == "decoder" else ""
     if isinstance(first, BlockStates):
         modality = "visual" if site.stack == "visual" else decoder + ("text" if first.query is None else "fusion")
@@ -164,11 +169,11 @@ def pca(points: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
 
 
 def tsne(points: np.ndarray, seed: int) -> np.ndarray:
-    """(n, D) -> (n, 2) by scikit-learn's t-SNE."""
-    make: Callable[..., Any] = importlib.import_module("sklearn.manifold").TSNE
-    return np.asarray(
-        make(2, init="pca", random_state=seed, perplexity=min(30, len(points) // 3)).fit_transform(points)
-    )
+    """(n, D) -> (n, 2) by scikit-learn's t-SNE from the main components; equal points may be given."""
+    from sklearn.manifold import TSNE  # slow import, and optional
+
+    neighbours = min(30.0, max(1.0, (len(points) - 1) / 3))
+    return np.asarray(TSNE(2, init="pca", random_state=seed, perplexity=neighbours).fit_transform(points))
 
 
 def _draw(figure: Any, title: str, found: Sequence[Projected]) -> None:

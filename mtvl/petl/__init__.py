@@ -9,6 +9,7 @@ METHODS = Registry(
     {
         "full": "mtvl.petl.full:Full",
         "adapter": "mtvl.petl.adapter:Adapter",
+        "parallel_adapter": "mtvl.petl.parallel_adapter:ParallelAdapter",
         "compacter": "mtvl.petl.compacter:Compacter",
         "hyperformer": "mtvl.petl.hyperformer:Hyperformer",
         "lora": "mtvl.petl.lora:Lora",

@@ -48,6 +48,8 @@ def bottleneck_width(site: Site, reduction: int, bottleneck: int) -> int:
 class Bottleneck(nn.Module):
     """y + up(gelu(down(y))), gelu in its tanh form. It sits before the sub-layer's dropout and residual."""
 
+    reads_output = True
+
     def __init__(self, down: nn.Module, up: nn.Module) -> None:
         super().__init__()
         self.down, self.up = down, up

@@ -19,7 +19,8 @@ class Method(Protocol):
 
     The adapter of a linear site has `forward(x, y) -> y'`: x (..., d_in) is the site's input, y (..., d_out) the base
     output. It may have `before(x) -> x'`, what the base is given in place of x, and `fold(weight, bias)`, base
-    parameters that do the same without the adapter, or say in `cannot_merge` why not at this place. What the adapter of a
+    parameters that do the same without the adapter, or say in `cannot_merge` why not at this place. Where it looks at y alone
+    it says so in `reads_output`, for pictures of what adapters are given. What the adapter of a
     hook site is called with stands at `Site`. Where a batch mixes tasks by row, the adapter of a linear site is called for
     the rows of each task by itself; that of a hook site does so with `TaskBank.by_task`.
     A method whose plan has common modules also has `build_common(common, part)`; its `build` is given a third argument,

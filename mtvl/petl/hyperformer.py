@@ -98,6 +98,8 @@ class HyperNetwork(nn.Module):
 class GeneratedBottleneck(nn.Module):
     """y + up(gelu(down(y))) with weights that are generated anew in every call."""
 
+    reads_output = True
+
     def __init__(self, tasks: TaskBank, network: TaskBank, layer: int, block: str) -> None:
         super().__init__()
         self._banks = [tasks, network]  # in a list: they are nobody's children here

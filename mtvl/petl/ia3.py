@@ -45,6 +45,8 @@ class Factor(nn.Module):
 class ScaledOutput(nn.Module):
     """The base output times a factor for each of its places."""
 
+    reads_output = True
+
     def __init__(self, scale: TaskBank) -> None:
         super().__init__()
         self.scale = scale

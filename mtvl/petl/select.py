@@ -82,5 +82,8 @@ def at_kinds(sites: Iterable[Site], kinds: Sequence[str]) -> list[Site]:
     """Sites of the given kinds; PlanError when there are none."""
     found = [s for s in sites if s.kind in kinds]
     if not found:
-        raise PlanError(f"this backbone has none of the sites {', '.join(kinds)}")
+        raise PlanError(
+            f"this backbone has none of the sites {', '.join(kinds)}; choose another 'petl.name' ('mtvl methods' shows which "
+            "work on which backbone)"
+        )
     return found

@@ -161,7 +161,10 @@ class UniAdapter:
             if value not in known:
                 raise ConfigError(f"unknown 'petl.{key}' {value!r}; {near_names(value, known)}")
         if config.bottleneck < 1 or not config.modalities or config.key_bottleneck < 0:
-            raise ConfigError(f"'petl.bottleneck' must be at least 1 and 'petl.modalities' not empty, found {config}")
+            raise ConfigError(
+                "'petl.bottleneck' must be at least 1, 'petl.key_bottleneck' not below 0 and 'petl.modalities' not empty; found "
+                f"{config.bottleneck}, {config.key_bottleneck} and {list(config.modalities)}"
+            )
         if config.variant == "as_coded" and config.shared != "down":
             raise ConfigError(f"the released code shares 'down' alone, found 'petl.shared' {config.shared!r}")
         self.config, self.paper_compat = config, paper_compat
@@ -174,8 +177,8 @@ class UniAdapter:
         blocks = [s for s in in_layers(sites, config.layers) if s.kind == "block" and self._modalities(s)]
         if not blocks:
             raise PlanError(
-                "this backbone has no blocks whose input and output an adapter could join ('block' sites); 'uniadapter' is "
-                "defined for blip; 'adapter' is the nearest method here"
+                "this backbone runs pictures and text through one stack: it has no towers whose adapters could share a "
+                "bottleneck ('block' sites); 'uniadapter' is defined for blip; 'adapter' is the nearest method here"
             )
         common, seen = [], set()
         injections = [Injection(s, ()) for s in blocks]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from torch import nn
 from mtvl.errors import ConfigError, PlanError, near_names
 from mtvl.petl.plan import Common, Injection, Part, Plan
 from mtvl.petl.select import MethodConfig, in_layers, layers_option, of_kinds
-from mtvl.petl.share import ActiveTask, Shapes, TaskBank, check_whole, parts_over_tasks
+from mtvl.petl.share import WHOLE, ActiveTask, Shapes, TaskBank, parts_over_tasks
 from mtvl.sites import BlockStates, Site
 
 PLACES = ("self_attn.q", "self_attn.k", "self_attn.v", "cross_attn.q", "cross_attn.k", "cross_attn.v")
@@ -30,7 +30,7 @@ class VcraConfig(MethodConfig):
     keys and values have one set of vectors. `learn_scale`: a factor for each set, in place of `scale`.
     `side` adds the side network of queries, which starts from zero or from its input ("text"); `activation` and
     `orientation` of it are the paper's open readings. `train_heads` as in uniadapter; norms and the visual embedding, where
-    a backbone has one, as in the other methods. `share` (all or none) is over tasks.
+    a backbone has one, as in the other methods. `share` is over tasks: the half "down" is A and all a, the rest is "up".
     """
 
     name: str = "vcra"
@@ -87,26 +87,43 @@ class FrozenMatrix(nn.Module):
 
 
 class Vectors(nn.Module):
-    """a (R,) of ones and b (D,) of zeros: the change is zero at first, and b alone gets a gradient in the first step."""
+    """Vectors by name: b and beta (D,) of zeros, all others of ones. The change is zero at first, and b alone gets a
+    gradient in the first step."""
 
     def __init__(self, shapes: Shapes) -> None:
         super().__init__()
+        self.names = tuple(name for name, _ in shapes)
         for name, shape in shapes:
             self.register_parameter(
                 name, nn.Parameter(torch.zeros(shape) if name in ("b", "beta") else torch.ones(shape))
             )
 
-    def forward(self, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scale: float) -> torch.Tensor:
-        """scale * diag(b) B diag(a) A x for x (..., d_in), A (R, d_in), B (d_out, R) -> (..., d_out)."""
-        inner = nn.functional.linear(x, down) * self.a
-        return nn.functional.linear(inner, up) * (self.b * self._factor(scale))
+    def forward(self) -> tuple[torch.Tensor, ...]:
+        """All of them in their order: new tensors, since ZeRO-3 takes parameters back after a module's forward."""
+        return tuple(getattr(self, name).clone() for name in self.names)
 
-    def weight(self, down: torch.Tensor, up: torch.Tensor, scale: float) -> torch.Tensor:
-        """The change as a matrix (d_out, d_in)."""
-        return (self.b * self._factor(scale))[:, None] * (up * self.a) @ down
 
-    def _factor(self, scale: float) -> torch.Tensor | float:
-        return self.scale if hasattr(self, "scale") else scale  # type: ignore[return-value]
+Held = Mapping[str, torch.Tensor]
+
+
+def held(banks: Iterable[TaskBank]) -> Held:
+    """The active task's vectors by name, of one bank or of both halves."""
+    found: dict[str, torch.Tensor] = {}
+    for bank in banks:
+        module = bank.current()
+        found |= zip(module.names, module(), strict=True)  # type: ignore[arg-type]
+    return found
+
+
+def change(vectors: Held, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scale: float) -> torch.Tensor:
+    """scale * diag(b) B diag(a) A x for x (..., d_in), a (R,), b (d_out,), A (R, d_in), B (d_out, R) -> (..., d_out)."""
+    inner = nn.functional.linear(x, down) * vectors["a"]
+    return nn.functional.linear(inner, up) * (vectors["b"] * vectors.get("scale", scale))
+
+
+def change_matrix(vectors: Held, down: torch.Tensor, up: torch.Tensor, scale: float) -> torch.Tensor:
+    """The change as a matrix (d_out, d_in)."""
+    return (vectors["b"] * vectors.get("scale", scale))[:, None] * (up * vectors["a"]) @ down
 
 
 class SharedChange(nn.Module):
@@ -115,7 +132,9 @@ class SharedChange(nn.Module):
     A backbone whose block runs in two modalities sets `modality` (`mtvl.sites.Site`).
     """
 
-    def __init__(self, pair: tuple[nn.Module, nn.Module], vectors: dict[str, TaskBank], scale: float) -> None:
+    def __init__(
+        self, pair: tuple[nn.Module, nn.Module], vectors: dict[str, tuple[TaskBank, ...]], scale: float
+    ) -> None:
         super().__init__()
         self._pair, self._vectors = [pair], [vectors]  # in lists: they are nobody's children here
         self.scale, self.modality = scale, next(iter(vectors))
@@ -128,13 +147,13 @@ class SharedChange(nn.Module):
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """x (..., d_in), y (..., d_out) -> (..., d_out)."""
         down, up = (_matrix(m) for m in self._pair[0])
-        return y + self._vectors[0][self.modality].current()(x, down, up, self.scale)
+        return y + change(held(self._vectors[0][self.modality]), x, down, up, self.scale)
 
     def fold(self, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Base parameters with the active task's change in them."""
         down, up = (_matrix(m) for m in self._pair[0])
-        change = self._vectors[0][self.modality].current().weight(down, up, self.scale)  # type: ignore[operator]
-        return weight + change, None if bias is None else bias.clone()
+        added = change_matrix(held(self._vectors[0][self.modality]), down, up, self.scale)
+        return weight + added, None if bias is None else bias.clone()
 
 
 def _matrix(module: nn.Module) -> torch.Tensor:
@@ -142,47 +161,42 @@ def _matrix(module: nn.Module) -> torch.Tensor:
     return found()
 
 
-class SideVectors(Vectors):
-    """Vectors of one step of the side network, with alpha (D,) of ones and beta (D,) of zeros."""
-
-    def __init__(self, shapes: Shapes, config: VcraConfig) -> None:
-        super().__init__(shapes)
-        self.start, self.orientation = config.side, config.orientation
-        self.activation = ACTIVATIONS[config.activation]
-
-    def forward(  # type: ignore[override]
-        self, states: BlockStates, down: torch.Tensor, up: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, S, D) states of a block, A (R, D), B (D, R) -> output and side stream (B, S, D)."""
-        x, side = states.before, states.side
-        if self.orientation == "as_attention":
-            step = super().forward(x, down, up, 1.0)
-        else:  # x w as printed, with w = diag(b) B diag(a) A
-            step = nn.functional.linear(nn.functional.linear(x * self.b, up.T) * self.a, down.T)
-        if side is None:
-            side = x + step if self.start == "text" else step
-        else:
-            side = side + step
-        return states.output + self.activation(self.alpha * side + self.beta), side
-
-
 class QuerySide(nn.Module):
     """h' = h + w x and output + sigma(alpha * h' + beta), along the blocks of a pass with cross-attention.
 
-    *Source:* UniTrans, Eq. 5 and 6. w is a shared pair with vectors of the block; x is the block's input. With h = 0 at
-    first and sigma(0) = 0 it starts as the frozen backbone; h = x ("text") is the likelier reading and does not.
+    *Source:* UniTrans, Eq. 5 and 6. w is a shared pair with vectors of the block, and alpha (D,) of ones and beta (D,) of
+    zeros; x is the block's input. With h = 0 at first and sigma(0) = 0 it starts as the frozen backbone; h = x ("text") is
+    the likelier reading and does not.
     """
 
-    def __init__(self, pair: tuple[nn.Module, nn.Module], vectors: TaskBank) -> None:
+    def __init__(self, pair: tuple[nn.Module, nn.Module], vectors: tuple[TaskBank, ...], config: VcraConfig) -> None:
         super().__init__()
-        self._pair, self._vectors = [pair], [vectors]
+        self._pair, self._vectors = [pair], vectors  # neither a list nor a tuple makes them children here
+        self.start, self.orientation = config.side, config.orientation
+        self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, states: BlockStates) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, S, D) states of a block -> output and side stream (B, S, D)."""
         if states.query is None:
             return states.output, states.side
-        down, up = (_matrix(m) for m in self._pair[0])
-        return self._vectors[0].current()(states, down, up)
+        given = [states.output, states.before] + ([] if states.side is None else [states.side])
+        bank = next((b for b in self._vectors if not b.is_shared), self._vectors[0])
+        return bank.by_task(self._step, *given)  # type: ignore[no-any-return]
+
+    def _step(
+        self, output: torch.Tensor, x: torch.Tensor, side: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """For rows of one task."""
+        (down, up), vectors = (_matrix(m) for m in self._pair[0]), held(self._vectors)
+        if self.orientation == "as_attention":
+            step = change(vectors, x, down, up, 1.0)
+        else:  # x w as printed, with w = diag(b) B diag(a) A
+            step = nn.functional.linear(nn.functional.linear(x * vectors["b"], up.T) * vectors["a"], down.T)
+        if side is None:
+            side = x + step if self.start == "text" else step
+        else:
+            side = side + step
+        return output + self.activation(vectors["alpha"] * side + vectors["beta"]), side
 
 
 class Vcra:
@@ -197,7 +211,6 @@ class Vcra:
     Config = VcraConfig
 
     def __init__(self, config: VcraConfig, *, paper_compat: bool = False) -> None:
-        check_whole(config.share, config.name)
         for key, known in (
             ("pairs", PAIRS),
             ("side", SIDES),
@@ -224,14 +237,15 @@ class Vcra:
             self._add_pair(common, site.d_in, site.d_out, self._group(site.stack, stacks), tasks)
             name = vectors_name(site, tie=config.tie_values)
             if name not in common:
-                shapes = self._vector_shapes(site.d_out)
-                common[name] = Common(name, site.stack, self._over_tasks(modalities(site, sites), shapes, tasks))
+                runs = modalities(site, sites)
+                parts = (self._vectors(modality, self._shapes_of_up(site.d_out), tasks) for modality in runs)
+                common[name] = Common(name, site.stack, tuple(part for found in parts for part in found))
         injections = [Injection(s, ()) for s in maps]
         for site in self._side_sites(chosen):
             self._add_pair(common, site.d_in, site.d_out, self._group(site.stack, stacks), tasks)
-            shapes = (("a", (config.rank,)), ("b", (site.d_out,)), ("alpha", (site.d_out,)), ("beta", (site.d_out,)))
+            shapes: Shapes = tuple((name, (site.d_out,)) for name in ("b", "alpha", "beta"))
             name = side_name(site)
-            common[name] = Common(name, site.stack, self._over_tasks(("side",), shapes, tasks))
+            common[name] = Common(name, site.stack, self._vectors("side", shapes, tasks))
             injections.append(Injection(site, ()))
         unfrozen = of_kinds(
             chosen, norms=config.train_norms, visual=config.train_visual, paper_compat=self.paper_compat
@@ -261,21 +275,25 @@ class Vcra:
 
     def _add_pair(self, common: dict[str, Common], d_in: int, d_out: int, group: str, tasks: tuple[str, ...]) -> None:
         """The matrices that read `d_in` and write `d_out`, unless they are constants."""
-        rank = self.config.rank
-        for name, shape in (
-            (pair_name("down", group, d_in), (rank, d_in)),
-            (pair_name("up", group, d_out), (d_out, rank)),
-        ):
+        config = self.config
+        for half, width, shape in (("down", d_in, (config.rank, d_in)), ("up", d_out, (d_out, config.rank))):
+            name = pair_name(half, group, width)
             if name not in common:
-                parts = () if self.config.freeze_pair else self._over_tasks(("pair",), (("weight", shape),), tasks)
-                common[name] = Common(name, group, parts)
+                parts = parts_over_tasks({half: (("weight", shape),)}, config.share, tasks)
+                named = tuple(replace(part, name="pair") for part in parts)
+                common[name] = Common(name, group, () if config.freeze_pair else named)
 
-    def _vector_shapes(self, d_out: int) -> Shapes:
-        shapes: Shapes = (("a", (self.config.rank,)), ("b", (d_out,)))
-        return (*shapes, ("scale", (1,))) if self.config.learn_scale else shapes
+    def _shapes_of_up(self, d_out: int) -> Shapes:
+        """The vectors behind B."""
+        return (("b", (d_out,)), ("scale", (1,))) if self.config.learn_scale else (("b", (d_out,)),)
 
-    def _over_tasks(self, names: Iterable[str], shapes: Shapes, tasks: tuple[str, ...]) -> tuple[Part, ...]:
-        return parts_over_tasks(dict.fromkeys(names, shapes), self.config.share, tasks)
+    def _vectors(self, name: str, up: Shapes, tasks: tuple[str, ...]) -> tuple[Part, ...]:
+        """One set of vectors, or its two halves as parts of their own, where only one of them is shared."""
+        halves: dict[str, Shapes] = {"down": (("a", (self.config.rank,)),), "up": up}
+        if self.config.share in WHOLE:
+            return parts_over_tasks({name: halves["down"] + halves["up"]}, self.config.share, tasks)
+        parts = parts_over_tasks(halves, self.config.share, tasks)
+        return tuple(replace(part, name=f"{name}_{part.name}") for part in parts)
 
     def _side_sites(self, chosen: list[Site]) -> list[Site]:
         """Blocks in which text meets pictures: the encoder's, or the decoder's where there is no encoder."""
@@ -295,9 +313,7 @@ class Vcra:
 
     def build_common(self, common: Common, part: Part) -> nn.Module:
         """A matrix of the pair, or vectors."""
-        if part.name == "pair":
-            return Matrix(*dict(part.shapes)["weight"])
-        return SideVectors(part.shapes, self.config) if part.name == "side" else Vectors(part.shapes)
+        return Matrix(*dict(part.shapes)["weight"]) if part.name == "pair" else Vectors(part.shapes)
 
     def build(self, injection: Injection, active: ActiveTask, common: dict[str, dict[str, TaskBank]]) -> nn.Module:
         """The change of one map, or the side network's step at one block."""
@@ -305,8 +321,12 @@ class Vcra:
         group = site.stack if pair_name("down", site.stack, site.d_in) in common else "all"
         pair = self._pair(site.d_in, site.d_out, group, common)
         if site.is_hook:
-            return QuerySide(pair, common[side_name(site)]["side"])
-        return SharedChange(pair, common[vectors_name(site, tie=self.config.tie_values)], self.config.scale)
+            return QuerySide(pair, tuple(common[side_name(site)].values()), self.config)
+        vectors: dict[str, tuple[TaskBank, ...]] = {}
+        for name, bank in common[vectors_name(site, tie=self.config.tie_values)].items():
+            modality = name.partition("_")[0]
+            vectors[modality] = (*vectors.get(modality, ()), bank)
+        return SharedChange(pair, vectors, self.config.scale)
 
     def _pair(
         self, d_in: int, d_out: int, group: str, common: dict[str, dict[str, TaskBank]]

@@ -246,6 +246,11 @@ class RetrievalStep(nn.Module):
 def check_frame_rule(backbone: Any, rule: str) -> None:
     """ConfigError for an unknown rule of frame weights, and for one that this backbone has not the parts for."""
     check_frame_weights(rule)
+    if rule != "off" and backbone.parts.encoder != "one":
+        raise ConfigError(
+            f"'backbone.frame_weights' {rule} asks a text that is encoded which frames it wants, and 'backbone.kind' "
+            f"{backbone.config.kind!r} encodes none by itself; set backbone.frame_weights=off, or use the kind joint"
+        )
     if rule == "paper" and backbone.vision_shape.width != backbone.text_shape.width:
         raise ConfigError(
             f"'backbone.frame_weights' paper multiplies class tokens of {backbone.vision_shape.width} and of "

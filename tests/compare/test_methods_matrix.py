@@ -21,7 +21,7 @@ def test_every_method_stands_under_every_backbone(table: str) -> None:
     rows = {line.split()[0]: line for line in lines[1 : 1 + len(METHODS)]}
     assert list(rows) == list(METHODS)
     assert rows["uniadapter"].split()[1:] == ["refused", "(4)"] * 3 + ["all/up/down/none"]
-    assert rows["vcra"].split()[1:] == ["all/none"] * 4 and rows["full"].split()[1:] == ["yes"] * 4
+    assert rows["vcra"].split()[1:] == ["all/up/down/none"] * 4 and rows["full"].split()[1:] == ["yes"] * 4
 
 
 def test_every_refusal_has_its_reason_once(table: str) -> None:
@@ -33,6 +33,6 @@ def test_every_refusal_has_its_reason_once(table: str) -> None:
 def test_ways_of_sharing_of_a_cell() -> None:
     sites = make_backbone({"name": "blip", "preset": "tiny"}, meta=True).sites()
     assert cell("adapter", sites) == (("all", "up", "down", "none"), "")
-    assert cell("unitrans", sites) == (("all", "none"), "") and cell("probe", sites) == (("yes",), "")
+    assert cell("unitrans", sites) == (("all", "up", "down", "none"), "") and cell("probe", sites) == (("yes",), "")
     works, reason = cell("projection", sites)
     assert not works and "no visual embedding" in reason

@@ -151,6 +151,7 @@ def test_frames_are_weighted_by_a_text(recipe: Recipe, tmp_path: Path) -> None:
         (["backbone.text.vocab=1000"], ["vqa"], "set 'backbone.text.vocab'"),
         (["backbone.tokenizer="], ["vqa"], "tiny_blip"),
         (["backbone.vision.width=48"], ["coco"], "task.NAME.prompt"),
+        (["backbone.kind=caption", "backbone.frame_weights=paper"], ["coco"], "encodes none by itself"),
         (["pairs.targets=idss"], ["coco_retrieval"], "ids or diagonal"),
         (["backbone.kind=retrieval", "pairs.language=1"], ["coco_retrieval"], "'retrieval' is not there"),
         (["backbone.vision.width=48", "pairs.language=1"], ["coco_retrieval"], "image tokens are 48 wide"),

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mtvl.cli import main
-from mtvl.config import load_run_config
+from mtvl.config import RunConfig, load_run_config
 from mtvl.errors import ConfigError
 from mtvl.figures.frames import frames_figure
-from mtvl.figures.modalities import modalities_figure, pca
+from mtvl.figures.modalities import choose_layers, listening, modalities_figure, pca, tsne
+from mtvl.model import build_model, make_plan
 from mtvl.train import train
+from mtvl.types import Batch
 
 pytest.importorskip("matplotlib")
 RECIPE = Path(__file__).parents[2] / "launch" / "recipes" / "tiny_blip.yaml"
@@ -61,8 +65,27 @@ def test_inputs_of_adapters_by_modality(run: Path, tmp_path: Path) -> None:
         assert set(layer.points) == {"visual", "text", "fusion", "decoder fusion"}
         assert len(layer.points["visual"]) == 6 + 6 + 6 * 5  # frames of the video are rows of the vision transformer
         assert 0 < layer.shares[1] <= layer.shares[0] <= 1
-    one, _ = modalities_figure(run, ["vqa"], count=6, layers=[1], out=tmp_path / "one")
-    assert [layer.layer for layer in one] == [1] and set(one[0].points) == {"visual", "fusion", "decoder fusion"}
+    one, files = modalities_figure(run, ["vqa"], count=6, layers=[1], out=tmp_path / "one", projection="tsne")
+    assert (
+        is_drawn(files)
+        and one[0].shares is None
+        and [layer.layer for layer in one] == [1]
+        and set(one[0].points) == {"visual", "fusion", "decoder fusion"}
+    )
+
+
+def test_near_points_stay_near_in_a_plane() -> None:
+    """Groups that two main components mix come apart; few and equal points are no fault."""
+
+    def purity(points: np.ndarray) -> float:
+        distances = ((points[:, None] - points[None]) ** 2).sum(-1) + np.diag(np.full(len(points), np.inf))
+        return float((groups[distances.argsort(1)[:, :4]] == groups[:, None]).mean())
+
+    random, groups = np.random.default_rng(0), np.arange(72) % 6
+    points = 4 * np.eye(6, 12)[groups] + random.normal(size=(72, 12)) * 0.5
+    assert purity(tsne(points, 0)) > 0.99 > 0.9 > purity(pca(points)[0])
+    assert np.array_equal(tsne(points, 0), tsne(points, 0))
+    assert all(np.isfinite(tsne(few, 0)).all() for few in (points[:3], np.repeat(points[:3], 4, 0)))
 
 
 def test_main_components_are_those_of_the_covariance() -> None:
@@ -80,6 +103,7 @@ def test_main_components_are_those_of_the_covariance() -> None:
         (["frames", "RUN", "--task", "vqa"], "no frames to weigh"),
         (["frames", "RUN", "--task", "tvqa", "--rule", "cosin"], "did you mean 'cosine'"),
         (["frames", "/nowhere", "--task", "tvqa"], "/nowhere is no run"),
+        (["frames", "RUN", "--task", "tvqa", "--out", "PNG/under/a/file"], "cannot be written"),
         (["modalities", "RUN", "--layers", "7"], "no adapters in layer 7"),
         (["modalities", "RUN", "--projection", "umap"], "known: pca, tsne"),
         (["modalities", "RUN", "--examples", "1"], "at least 3"),
@@ -93,7 +117,8 @@ def test_what_cannot_be_drawn_says_why(
     picture = tmp_path / "a.png"
     Image.new("RGB", (8, 8)).save(picture)
     names = {"RUN": str(run), "PNG": str(picture)}
-    assert main([names.get(a, a) for a in arguments]) == 2
+    arguments = [names.get(a, str(picture / a[4:]) if a.startswith("PNG/") else a) for a in arguments]
+    assert main(arguments) == 2
     assert words in capsys.readouterr().err
 
 
@@ -104,12 +129,27 @@ def test_without_the_extra_it_says_what_to_install(run: Path, monkeypatch: pytes
 
 
 def test_a_method_without_adapters_has_nothing_to_draw(world: Path, run: Path, tmp_path: Path) -> None:
-    from mtvl.figures.modalities import choose_layers
-    from mtvl.model import make_plan
+    for name in ("full", "prefix"):
+        plan = make_plan(load_run_config(RECIPE, ["vqa"], [f"petl={{name: {name}}}"]))
+        with pytest.raises(ConfigError, match=f"'{name}' puts no adapters into layers"):
+            choose_layers(plan, [])
 
-    plan = make_plan(load_run_config(RECIPE, ["vqa"], ["petl.name=full"]))
-    with pytest.raises(ConfigError, match="puts no adapters into layers"):
-        choose_layers(plan, [])
+
+def test_a_bottleneck_is_heard_with_what_it_reads(
+    tiny_config: Callable[..., RunConfig], make_batch: Callable[..., Batch]
+) -> None:
+    """It reads the output of its map, other adapters the input: `adapter` at a block's end is given the block's width."""
+    given: list[tuple[torch.Tensor, ...]] = []
+    for name, position in (("adapter", 1), ("lora", 0)):
+        given.clear()
+        model = build_model(tiny_config({"name": name})).eval()
+        model.set_task("vqa")
+        path = [i.site.path for i in model.plan.injections if i.site.stack == "encoder" and i.site.layer == 0][-1]
+        model.backbone.get_submodule(path).adapter.register_forward_pre_hook(lambda _, inputs: given.append(inputs))
+        with torch.no_grad(), listening(model.backbone, model.plan, [0]) as heard:
+            model.logits(make_batch())
+        assert not torch.equal(given[0][0][:, 0], given[0][1][:, 0])
+        assert np.array_equal(heard[0]["encoder"][0], given[0][position][:, 0].numpy())
 
 
 def test_retrieval_is_inspected_and_predicted(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,13 +13,14 @@ from mtvl.model import Model, make_backbone, make_method
 from mtvl.petl import METHODS
 
 # Methods of the plug-in that are defined on BLIP's linear maps and hooks, beside the two that live in it.
-GENERAL = ("adapter", "compacter", "lora", "ia3", "hyperformer")
+GENERAL = ("adapter", "parallel_adapter", "compacter", "lora", "ia3", "hyperformer")
 UNI = (
     {}, {"shared": "none"}, {"shared": "up"}, {"shared": "both"}, {"query": "separate"}, {"query": "off"},
     {"modalities": ("visual",)}, {"modalities": ("fusion",)}, {"variant": "as_coded"}, {"layers": "last:1"}, {"share": "none"},
 )  # fmt: skip
 TRANS = (
     {}, {"pairs": "by_tower"}, {"freeze_pair": True}, {"tie_values": False}, {"learn_scale": True}, {"share": "none"},
+    {"share": "down"}, {"share": "up", "freeze_pair": True},
     {"activation": "relu", "orientation": "literal"},
 )  # fmt: skip
 SECTIONS = [
@@ -128,8 +129,17 @@ def test_tasks_have_halves_of_their_own() -> None:
         model = adapt(build(), {"name": "uniadapter", "bottleneck": 4, "share": share})
         owners = {(n.split(".")[3].partition("_")[0], owner) for n, owner in model.plan.owners().items()}
         assert {o for half, o in owners if half == "down"} == down and {o for half, o in owners if half == "up"} == up
-    with pytest.raises(ConfigError, match="no halves"):
-        adapt(build(), {"name": "vcra", "share": "up"})
+        method = {"name": "unitrans", "rank": 3, "learn_scale": True}
+        whole, model = adapt(build(), method), adapt(build(), {**method, "share": share})
+        halves: dict[str, set[str]] = {"down": set(), "up": set()}
+        for name, owner in model.plan.owners().items():
+            is_down = name.endswith(".a") or ".down_" in name  # A with all a; B with everything behind it
+            halves["down" if is_down else "up"].add(owner)
+        assert halves == {"down": down, "up": up}
+        private = sum(p.numel() for n, p in model.trainable().items() if n.split(".")[-2] in ("a", "b"))
+        assert model.plan.num_added == whole.plan.num_added + private // 2
+    with pytest.raises(ConfigError, match="did you mean 'down'"):
+        adapt(build(), {"name": "vcra", "share": "dwon"})
 
 
 def test_the_decoder_has_the_encoders_adapters() -> None:
@@ -168,17 +178,19 @@ def test_frozen_pairs_come_again_from_their_seed_and_are_in_no_state() -> None:
 
 @torch.no_grad()
 def test_vectors_merge_where_one_modality_runs_and_say_why_not_elsewhere() -> None:
-    model = adapt(
-        build("caption").double(), {"name": "vcra", "rank": 3}
-    ).eval()  # no encoder: each map has one modality
-    randomise_added(model)
+    scales = {}
+    for scale in (1.0, 0.5):  # no encoder: each map has one modality
+        scales[scale] = adapt(build("caption").double(), {"name": "vcra", "rank": 3, "scale": scale}).eval()
+        randomise_added(scales[scale])
+    model = scales[0.5]
     pixels, ids = torch.randn(2, 3, 32, 32).double(), torch.randint(4, 118, (2, 5))
     mask = torch.ones_like(ids, dtype=torch.bool)
 
-    def logits() -> torch.Tensor:
+    def logits(model: Model = model) -> torch.Tensor:
         return model.backbone.decode_states(ids, mask, model.backbone.see(pixels).flatten(1, 2))
 
     apart = logits()
+    assert not torch.allclose(apart, logits(scales[1.0]), atol=1e-3)
     model.merge("a")
     assert float((logits() - apart).abs().max()) < 1e-11 and not torch.equal(logits(), apart)
     model.unmerge()
@@ -187,6 +199,47 @@ def test_vectors_merge_where_one_modality_runs_and_say_why_not_elsewhere() -> No
         adapt(build(), {"name": "vcra", "rank": 3}).merge("a")
     with pytest.raises(PlanError, match="cannot be merged"):
         adapt(build(), {"name": "uniadapter", "bottleneck": 4}).merge("a")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("share", ["none", "down"])
+def test_the_side_network_of_a_task_runs_for_its_rows(share: str) -> None:
+    """Where a decoder has it, rows of several tasks go through it together."""
+    model = adapt(build("caption").double(), {"name": "unitrans", "rank": 3, "share": share}).eval()
+    randomise_added(model)
+    tokens = model.backbone.see(torch.randn(4, 3, 32, 32).double()).flatten(1, 2)
+    ids, rows = torch.randint(4, 118, (4, 5)), ("a", "b", "b", "a")
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    apart = []
+    for row, task in enumerate(rows):
+        model.set_task(task)
+        one = slice(row, row + 1)
+        apart.append(model.backbone.decode_states(ids[one], mask[one], tokens[one]))
+    model.set_rows(rows)
+    together = model.backbone.decode_states(ids, mask, tokens)
+    assert float((together - torch.cat(apart)).abs().max()) < 1e-11
+    model.set_task("a")
+    assert not torch.allclose(model.backbone.decode_states(ids, mask, tokens)[1], together[1])
+
+
+@torch.no_grad()
+def test_a_parallel_adapter_reads_what_its_part_reads() -> None:
+    places = ("self_attn", "cross_attn", "ffn")
+    model = adapt(build(), {"name": "parallel_adapter", "places": places, "scale": 0.5, "share": "none"}).eval()
+    randomise_added(model)
+    x, memory = torch.randn(2, 5, 32), torch.randn(2, 7, 32)
+    ours, plain = model.backbone.text.layers[1], build().eval().text.layers[1]
+    for part, last, given in (("attn", "out", (x,)), ("cross", "out", (x, memory)), ("ffn", "down", (x,))):
+        adapter = ours.get_submodule(f"{part}.{last}").adapter
+        added = adapter.up(torch.relu(adapter.down(x)))
+        expected = plain.get_submodule(part)(*given) + 0.5 * added
+        assert torch.allclose(ours.get_submodule(part)(*given), expected, atol=1e-6) and bool(added.abs().max() > 0.1)
+    apart = []
+    for row, task in enumerate(("b", "a")):
+        model.set_task(task)
+        apart.append(ours.ffn(x[row : row + 1]))
+    model.set_rows(("b", "a"))
+    assert torch.allclose(ours.ffn(x), torch.cat(apart), atol=1e-6)
 
 
 def test_the_readings_of_the_side_network_start_where_they_say() -> None:
@@ -210,9 +263,12 @@ def test_the_papers_start_of_uniadapter_is_not_the_frozen_backbone() -> None:
         ({"name": "uniadapter", "shared": "dwon"}, "did you mean 'down'"),
         ({"name": "uniadapter", "modalities": ("vison",)}, "did you mean 'fusion' or 'visual'|'vison'"),
         ({"name": "uniadapter", "bottleneck": 0}, "petl.bottleneck"),
+        ({"name": "uniadapter", "key_bottleneck": -2}, "'petl.key_bottleneck' not below 0.*found 128, -2"),
         ({"name": "uniadapter", "variant": "as_coded", "shared": "up"}, "shares 'down' alone"),
         ({"name": "unitrans", "activation": "sigmoid"}, "unknown 'petl.activation' 'sigmoid'"),
         ({"name": "vcra", "rank": 0}, "petl.rank"),
+        ({"name": "parallel_adapter", "places": ("fnn",)}, "did you mean 'ffn'"),
+        ({"name": "parallel_adapter", "places": ()}, "petl.places"),
     ],
 )
 def test_options_that_cannot_be(section: dict[str, Any], words: str) -> None:

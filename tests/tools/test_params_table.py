@@ -98,6 +98,7 @@ def test_integers_of_the_published_rows(rows) -> None:
         + 6 * (4 * width + 3072 + 3 * width)
         + 6 * (8 * width + 3072 + 4 * width)
         + 2 * width,
+        ("parallel_adapter", "single, image"): visual + norms + 12 * 148_320,
         ("ia3", "single, image"): visual + 18 * 2 * width + 12 * 3072,
         ("prefix", "single, image"): visual + 18 * 2 * 20 * width,
         ("adapter_prompt", "shared adapter, image"): visual + norms + 30 * 148_320 + 4 * 1_261_088,

@@ -13,7 +13,7 @@ from mtvl.objectives.contrast import ranking_agreement, rankings
 from mtvl.petl.apply import AdaptedLinear
 from mtvl.petl.plan import Part
 from mtvl.petl.share import ActiveTask, TaskBank
-from mtvl.petl.vcra import Matrix, QuerySide, SharedChange, SideVectors, UniTransConfig, Vectors
+from mtvl.petl.vcra import Matrix, QuerySide, SharedChange, UniTransConfig, Vectors, change_matrix, held
 from mtvl.sites import BlockStates
 from parity.report import Case, Report, Tolerance, check_kind
 
@@ -46,14 +46,14 @@ def make_pair(state: Mapping[str, torch.Tensor]) -> tuple[TaskBank, TaskBank]:
     return pair[0], pair[1]
 
 
-def make_vectors(tensors: Mapping[str, torch.Tensor], side: UniTransConfig | None = None) -> TaskBank:
-    """Vectors by their names at `Vectors`; those of a step of the side network with its settings."""
+def make_vectors(tensors: Mapping[str, torch.Tensor]) -> tuple[TaskBank]:
+    """Vectors by their names at `Vectors`."""
     shapes = tuple((n, tuple(t.shape)) for n, t in tensors.items())
-    found = bank(lambda part: Vectors(shapes) if side is None else SideVectors(shapes, side))
+    found = bank(lambda part: Vectors(shapes))
     with torch.no_grad():
         for name, tensor in tensors.items():
             found.current().get_parameter(name).copy_(tensor)
-    return found
+    return (found,)
 
 
 def make_attention(state: Mapping[str, torch.Tensor], prefix: str, width: int, heads: int) -> Attention:
@@ -109,8 +109,8 @@ def check_vcra(case: Case, report: Report) -> None:
     found = {"A": _grad(pair[0], "weight"), "B": _grad(pair[1], "weight"), "s": torch.zeros(1, dtype=out.dtype)}
     for which in ("q", "kv"):
         for letter in ("a", "b"):
-            found[f"{letter}_C_{which}"] = _grad(vectors[which]["fusion"], letter)
-        found["s"] = found["s"] + _grad(vectors[which]["fusion"], "scale")
+            found[f"{letter}_C_{which}"] = _grad(vectors[which]["fusion"][0], letter)
+        found["s"] = found["s"] + _grad(vectors[which]["fusion"][0], "scale")
     found["s"] = found["s"].reshape(())
     report.tensors("gradients", found, case.under("expect/grad_cross_attention_C/"), GRAD)
 
@@ -137,13 +137,13 @@ def check_qasn(case: Case, report: Report) -> None:
                          orientation={"x_w": "literal", "x_wT": "as_attention"}[orientation])  # fmt: skip
         x, side = inputs["x_T"], None
         for i, block in enumerate(blocks):
-            own = make_vectors({name: state[f"{name}_{i}"] for name in ("a", "b", "alpha", "beta")}, config)
+            own = make_vectors({name: state[f"{name}_{i}"] for name in ("a", "b", "alpha", "beta")})
             output = x + block(x, inputs["x_V"])
-            x, side = QuerySide(pair, own)(BlockStates(x, x, output, output, side))
+            x, side = QuerySide(pair, own, config)(BlockStates(x, x, output, output, side))
             close(case, report, f"{reading}/h_{i + 1}", side)
             close(case, report, f"{reading}/x_{i + 1}", x)
     first = make_vectors({name: state[f"{name}_0"] for name in ("a", "b")})
-    close(case, report, "w_0", first.current().weight(down, up, 1.0))  # type: ignore[operator]
+    close(case, report, "w_0", change_matrix(held(first), down, up, 1.0))
 
 
 def check_mcam(case: Case, report: Report) -> None:
