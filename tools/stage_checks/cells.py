@@ -64,8 +64,8 @@ WIDER_RUNS = {"hyperformer": (5e-5, 5e-3), "prompt": (2e-5, RUN_TENSORS)}
 # Of three steps at rate 0.01; measured on one rank: 2.4e-7 and 1.3e-5 (prefix under ZeRO-3, keys with tiny gradients).
 STEP_LOSS, STEP_TENSORS = 1e-5, 1e-4
 # The head over answers has gradients of 5e-6 beside those of 0.3, whose rounding Adam enlarges: 2.0e-4 on every stage.
-# One factor a of UniTrans, which gets no gradient before its b has moved, differs by 1.6e-4 under ZeRO-2 on one rank and by 3.2e-6
-# under ZeRO-3; the next number by 1.3e-6.
+# One number of UniTrans, in a factor that gets no gradient before its b has moved: its first one is 4e-9 beside others of 1e-3.
+# 1.6e-4 under ZeRO-2 on one rank, 3.2e-6 under ZeRO-3; the next number differs by 1.3e-6.
 WIDER = {"vil_adapter": 1e-3, "blip_unitrans": 1e-3}
 
 
