@@ -22,6 +22,7 @@ from mtvl.export import find_export, load_export, read_config
 from mtvl.loader import evaluation_batches
 from mtvl.metrics.intervals import bootstrap_interval
 from mtvl.report import Progress, table
+from mtvl.retrieving import needs_whole_weights
 from mtvl.tasks.baselines import constant_baseline
 from mtvl.types import Example, Prediction, Scores
 from mtvl.workspace import Workspace
@@ -112,6 +113,9 @@ def _evaluate_model(
     # Every item is read once, so there is nothing to gain from filling the store on the way.
     config = replace(config, data=replace(config.data, fill="eager"))
     workspace = Workspace(config, model.backbone, tower=model.trained_tower, device=device, say=say, skips=skips)
+    for name, task in workspace.tasks.items():
+        if config.evaluate.partitioned and task.decoding.mode == "retrieve":
+            raise needs_whole_weights(name)  # before hours are spent on the other tasks
     workspace.prepare([(task, split) for task in config.tasks])
     run = Partitioned(model, config).run if config.evaluate.partitioned else None
     evaluator = Evaluator(model.to(device) if run is None else model, workspace.writer, device, run)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from mtvl import dist
-from mtvl.errors import ConfigError
+from mtvl.errors import ConfigError, EngineError
 from mtvl.metrics.retrieval import ranks_of_truth
 from mtvl.steps.reranking import OUTSIDE
 from mtvl.steps.retrieval import Pairs, fuse_pairs
@@ -82,6 +82,14 @@ def need_heads(backbone: Any, task: str) -> None:
             f"task '{task}' matches pictures with texts, for which this backbone has no heads; use backbone.name=blip "
             "with backbone.kind joint, retrieval or pretrain"
         )
+
+
+def needs_whole_weights(task: str) -> EngineError:
+    """What is said where weights are partitioned: ranks would wait for each other, or find tensors that are empty."""
+    return EngineError(
+        f"task '{task}' is answered over its whole split, and every rank needs whole weights for its own number of items and "
+        "pairs; set evaluate.partitioned=false"
+    )
 
 
 @torch.no_grad()
