@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ import torch
 from distributed import launch_ok
 
 from mtvl.backbones.blip import BlipBackbone, BlipConfig
+from mtvl.errors import EngineError
+from mtvl.evaluator import Evaluator
 from mtvl.retrieving import TokenFile, retrieve
 from mtvl.steps.reranking import rerank
 from mtvl.types import Batch, Decoding, Example, Segment, Visual
@@ -126,3 +129,10 @@ def test_tokens_are_read_from_their_file_by_number(tmp_path: Path) -> None:
         assert torch.equal(file.read([1, 0]), rows[[1, 0]])
         file.append(rows[2:].double())
         assert torch.equal(file.read([4, 0, 2]), rows[[4, 0, 2]])
+
+
+def test_split_weights_are_refused() -> None:
+    """Ranks have other numbers of items: they would wait for each other's passes."""
+    evaluator = Evaluator(build(), SimpleNamespace(), run=lambda _batch, action: action())
+    with pytest.raises(EngineError, match="'find' is answered over its whole split"):
+        evaluator.retrieve(SimpleNamespace(name="find", decoding=Decoding(mode="retrieve")), examples(), Stub(), 4)

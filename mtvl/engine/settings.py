@@ -117,16 +117,8 @@ def check_precision(precision: str, device: str) -> None:
         )
 
 
-def deepspeed_settings(
-    config: RunConfig, micro_steps: int, world_size: int, num_trainable: int = BUCKET
-) -> dict[str, Any]:  # fmt: skip
-    """The complete DeepSpeed configuration of a run.
-
-    `micro_steps` is the number of micro-steps of one optimizer step on one rank; the bucket in which gradients are
-    collected is no larger than the `num_trainable` of them. Raises EngineError when the engine
-    file contradicts the recipe or asks for something that idle tasks do not survive.
-    """
-    values = read_engine_file(config.engine.file)
+def _check_agreement(config: RunConfig, values: dict[str, Any]) -> None:
+    """EngineError where an engine file contradicts the recipe, or asks for something that the engine does without."""
     precision = precision_of(values)
     if precision != config.train.precision:
         raise EngineError(
@@ -140,6 +132,27 @@ def deepspeed_settings(
     for key in ("offload_optimizer", "offload_param"):
         if zero.get(key, {}).get("device", "none") == "nvme":
             raise EngineError(f"{config.engine.file}: '{key}' on nvme is not supported; use cpu or none")
+    for section, key in (("zero_optimization", "compute_grad_norm"), ("bf16", "check_grad_overflow")):
+        if not values.get(section, {}).get(key, True):
+            raise EngineError(
+                f"{config.engine.file}: '{section}.{key}' is off: gradients would not be clipped, or ones that are not finite not "
+                "be found; remove it here"
+            )
+
+
+def deepspeed_settings(
+    config: RunConfig, micro_steps: int, world_size: int, num_trainable: int = BUCKET
+) -> dict[str, Any]:  # fmt: skip
+    """The complete DeepSpeed configuration of a run.
+
+    `micro_steps` is the number of micro-steps of one optimizer step on one rank; the bucket in which gradients are
+    collected is no larger than the `num_trainable` of them. Raises EngineError when the engine
+    file contradicts the recipe or asks for something that idle tasks do not survive.
+    """
+    values = read_engine_file(config.engine.file)
+    _check_agreement(config, values)
+    zero = values.get("zero_optimization", {})
+    stage = zero.get("stage", 0)
     micro = config.train.micro_batch
     offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
     if stage > 0:

@@ -119,6 +119,8 @@ def test_slips_are_refused(tmp_path: Path) -> None:
         ({"zero_optimization": {"stage": 3, "offload_param": {"devise": "cpu"}}}, "'zero_optimization.offload_param.devise': unknown"),
         ({"zero_optimization": {"stage": 2, "reduce_bucket_size": "big"}}, "'zero_optimization.reduce_bucket_size': .*found 'big'"),
         ({"bf16": {"enable": True}}, "'bf16.enable': unknown key; did you mean 'enabled'"),
+        ({"zero_optimization": {"stage": 2, "compute_grad_norm": False}}, "'zero_optimization.compute_grad_norm' is off"),
+        ({"bf16": {"enabled": False, "check_grad_overflow": False}}, "'bf16.check_grad_overflow' is off"),
         ({"data_types": {"grad_accum_type": "fp32"}}, "'data_types.grad_accum_type': unknown key; did you mean 'grad_accum_dtype'"),
     ],
 )  # fmt: skip

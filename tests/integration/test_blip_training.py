@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from mtvl.config import RunConfig
 from mtvl.engine import Engine
-from mtvl.errors import CheckpointError, ConfigError
+from mtvl.errors import CheckpointError, ConfigError, EngineError
 from mtvl.evaluate import evaluate
 from mtvl.model import build_model
 from mtvl.train import PAIRS, STOPPED_BY_SIGNAL, train
@@ -102,6 +102,12 @@ def test_one_checkpoint_answers_all(straight: Path, capsys: pytest.CaptureFixtur
     assert low <= found["score"] <= high
     lines = (straight / "predictions" / "coco_retrieval.jsonl").read_text().splitlines()
     assert len(lines) == 200 and set(json.loads(lines[0])["scores"]) == {"text_rank", "item_rank"}
+    split = ["evaluate.partitioned=true", "engine.file=ds_configs/zero3.json"]
+    with pytest.raises(
+        EngineError, match="'coco_retrieval' is answered over its whole split.*evaluate.partitioned=false"
+    ):
+        evaluate(straight, ["vqa", "coco_retrieval"], out=straight / "split" / "eval.json", overrides=split)
+    assert not (straight / "split").exists()  # before the other task was answered
     mixed = evaluate(straight, ["vqa", "tvqa", "coco", "coco_retrieval"], out=straight / "mixed.json",
                      overrides=["evaluate.mixed=true", few])  # fmt: skip
     assert {n: r["score"] for n, r in mixed.items()} == {n: results[n]["score"] for n in mixed}
