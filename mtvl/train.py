@@ -284,7 +284,7 @@ def check_recipe(config: RunConfig) -> None:
     """Errors that need no data and no model, before hours are spent on either."""
     for name in config.tasks:
         load_task(name, root=config.data.folder, overlay=config.task.get(name))
-    check_engine(config, "cuda" if torch.cuda.is_available() else "cpu")
+    check_engine(config, start().type)  # joins the ranks: DeepSpeed, which is asked, reads its variables on import
 
 
 def train(config: RunConfig, folder: Path, *, resume: str = "auto") -> RunResult:

@@ -258,7 +258,8 @@ def test_leftovers_would_be_noticed(tmp_path: Path) -> None:
 
 def test_incomplete_launcher_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that what is set below is taken back
+        monkeypatch.delenv(name)
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(EngineError, match="set RANK but not WORLD_SIZE, MASTER_ADDR, MASTER_PORT"):
         process._set_launcher_variables(None)
