@@ -104,7 +104,13 @@ def ask(host: str, port: int, variables: Mapping[str, str]) -> dict[str, Any] | 
             f"{host}: 'cd {os.getcwd()} && {sys.executable} -m mtvl.nodes' fails there ({last}); the project and its "
             "environment must lie at the same paths on all machines"
         )
-    return json.loads(done.stdout.splitlines()[-1])
+    try:
+        answer = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        answer = None
+    if not isinstance(answer, dict):
+        return f"{host}: answers {done.stdout.strip()[-80:]!r} to a command over ssh and not what it has; what runs there at login?"
+    return answer
 
 
 def problems_of(

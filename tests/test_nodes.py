@@ -91,6 +91,17 @@ def test_all_problems_come_together(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         check_nodes(tmp_path / "hosts")
 
 
+@pytest.mark.parametrize("printed", ["", "bye", "5"])
+def test_a_machine_that_answers_something_else_is_told(
+    printed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f"#!/bin/sh\necho {printed}\n")
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert f"worker: answers '{printed}' to a command over ssh" in nodes.ask("worker", 29500, {})
+
+
 def test_the_exported_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "environment"
     file.write_text("GLOO_SOCKET_IFNAME=eth0\nTOKEN=a=b\n")
