@@ -12,6 +12,7 @@ ZeRO-3, so that they have no cells there.
 from __future__ import annotations
 
 import argparse
+import bisect
 import gc
 import json
 import os
@@ -19,7 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +96,36 @@ class Wire:
 
 def peak_bytes(profile: Any) -> int:
     """Most bytes alive at once, from the allocations and releases that a profile recorded."""
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    live = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
+    from torch._C._profiler import _EventType
+
+    left, found = list(profile.profiler.kineto_results.experimental_event_tree()), []
+    while left:
+        event = left.pop()
+        left += event.children
+        if event.tag == _EventType.Allocation:
+            found.append((event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size))
+    return most_held((address, size) for _, address, size in sorted(found))
+
+
+def most_held(changes: Iterable[tuple[int, int]]) -> int:
+    """Most bytes held at once, from (address, size) of what is given out, and with a size below 0 given back, in order of time.
+
+    What a thread of gloo gives back is in no profile, and would count for ever: it is noticed when its place is given out again.
+    """
+    begins: list[int] = []
+    sizes: dict[int, int] = {}
+    held = peak = 0
+    for begin, size in changes:
+        place = bisect.bisect_right(begins, begin) - 1
+        if place < 0 or begins[place] + sizes[begins[place]] <= begin:
+            place += 1
+        while place < len(begins) and begins[place] < begin + max(size, 1):
+            held -= sizes.pop(begins.pop(place))
+        if size > 0:
+            begins.insert(place, begin)
+            sizes[begin] = size
+            held += size
+            peak = max(peak, held)
     return peak
 
 

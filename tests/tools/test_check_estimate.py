@@ -43,6 +43,20 @@ def test_a_run_holds_and_sends_what_is_estimated() -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "most"),
+    [
+        ([(0, 10), (20, 10), (0, -10), (40, 10)], 20),
+        ([(100, 50), (100, 50)], 50),  # given back by a thread that nobody watches, and given out again
+        ([(100, 50), (120, 100), (300, 1)], 101),
+        ([(100, 10), (110, 10), (95, 20)], 20),
+        ([(100, 10), (50, -30), (110, 5)], 15),  # of before
+    ],
+)
+def test_what_is_given_back_unseen_does_not_count_for_ever(changes: list[tuple[int, int]], most: int) -> None:
+    assert check_estimate.most_held(changes) == most
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--stages", "two"], "expected some of 0,1,2,3, found 'two'"),
