@@ -24,16 +24,17 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-TOLERANCE = 0.15  # measured worst case over 32 figures: 14.2 % (memory of ZeRO-3 on one rank); bytes: 4.1 % for ZeRO-3 with tasks that
-# alternate, equal to seven digits elsewhere
+TOLERANCE = 0.15  # measured: memory within 1.1 % without ZeRO-3; with it all weights trained within 4 %, adapters on one rank 16.8 % too
+# high (open). Bytes: 4.1 % for ZeRO-3 with tasks that alternate, equal to four digits elsewhere
 STEPS = 4
+# Layouts of frozen weights (engine.pack_frozen) are a matter of CPUs, and not estimated.
 BASE = [
-    "backbone.weights=", "backbone.tokenizer=", "backbone.preset=small", "backbone.dropout=0.1", "train.global_batch=16",
+    "engine.pack_frozen=false", "backbone.weights=", "backbone.tokenizer=", "backbone.preset=small", "backbone.dropout=0.1", "train.global_batch=16",
     "train.micro_batch=4", "train.steps=10", "mixture.slots=1", "optim.warmup_ratio=0",
 ]  # fmt: skip
 QUESTIONS = ["vqa", "nlvr2"]
 BLIP = [
-    "backbone.name=blip", "backbone.kind=retrieval", "backbone.preset=tiny", "backbone.image_size=64", "backbone.tokenizer=tiny_blip",
+    "engine.pack_frozen=false", "backbone.name=blip", "backbone.kind=retrieval", "backbone.preset=tiny", "backbone.image_size=64", "backbone.tokenizer=tiny_blip",
     "backbone.vision={width: 256, layers: 4, heads: 4, patch: 8}",
     "backbone.text={width: 256, layers: 4, heads: 4, ffn: 1024, vocab: 4000, positions: 64}", "pairs.queue_size=4096",
     "train.global_batch=16", "train.micro_batch=4", "train.steps=10", "mixture.slots=1", "optim.warmup_ratio=0",
@@ -95,14 +96,20 @@ class Wire:
 
 
 def peak_bytes(profile: Any) -> int:
-    """Most bytes alive at once, from the allocations and releases that a profile recorded."""
+    """Most bytes alive at once, from the allocations and releases that a profile recorded; without the copies that gloo makes
+    for a collective, which NCCL does not, and which a thread gives back that is in no profile."""
     from torch._C._profiler import _EventType
 
     left, found = list(profile.profiler.kineto_results.experimental_event_tree()), []
     while left:
         event = left.pop()
         left += event.children
-        if event.tag == _EventType.Allocation:
+        is_gloos = (
+            event.parent is not None
+            and event.parent.parent is not None
+            and "c10d::" in (event.parent.name + event.parent.parent.name)
+        )
+        if event.tag == _EventType.Allocation and not is_gloos:
             found.append((event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size))
     return most_held((address, size) for _, address, size in sorted(found))
 
