@@ -22,7 +22,7 @@ from mtvl.export import find_export, load_export, read_config
 from mtvl.loader import evaluation_batches
 from mtvl.metrics.intervals import bootstrap_interval
 from mtvl.report import Progress, table
-from mtvl.retrieving import need_heads
+from mtvl.retrieving import need_heads, needs_whole_weights
 from mtvl.tasks.baselines import constant_baseline
 from mtvl.types import Example, Prediction, Scores
 from mtvl.workspace import Workspace
@@ -142,13 +142,10 @@ def _evaluate_model(
 
 
 def _check_retrieval(model: Any, config: RunConfig, name: str) -> None:
-    """ConfigError where a retrieval task cannot be answered: before hours are spent on the tasks before it."""
+    """EngineError where a retrieval task cannot be answered: before hours are spent on the tasks before it."""
     need_heads(model.backbone, name)
     if config.evaluate.partitioned:
-        raise ConfigError(
-            f"task '{name}' is answered over a whole split, where ranks make unlike numbers of passes, and weights that are "
-            "split over the ranks want equal ones; set evaluate.partitioned=false, or leave the task out"
-        )
+        raise needs_whole_weights(name)
 
 
 def _predict(

@@ -12,7 +12,7 @@ import torch
 from mtvl import dist
 from mtvl.errors import ConfigError, EngineError, MtvlError
 from mtvl.model import Model
-from mtvl.retrieving import need_heads, retrieve
+from mtvl.retrieving import need_heads, needs_whole_weights, retrieve
 from mtvl.types import Batch, Decoding, Example, Prediction, Scores, Task, Tokenizer, wrap_target
 
 KEPT = 5  # scores of a ranked list that go into a prediction
@@ -144,7 +144,12 @@ class Evaluator:
         self, task: Task, examples: Sequence[Example], collator: Any, batch: int,
         say: Callable[[str], None] | None = None, beat: Callable[[], object] = lambda: None,
     ) -> list[Prediction]:  # fmt: skip
-        """Ranks of texts and their pictures (or videos) among all `examples`, in their order; see `mtvl.retrieving`."""
+        """Ranks of texts and their pictures (or videos) among all `examples`, in their order; see `mtvl.retrieving`.
+
+        EngineError where weights are partitioned: ranks have other numbers of items and pairs, and make other passes.
+        """
+        if self._run is not None:
+            raise needs_whole_weights(task.name)
         need_heads(self.model.backbone, task.name)
         with self._evaluating():
             self.model.set_task(task.name)

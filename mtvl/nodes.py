@@ -32,7 +32,7 @@ def read_hostfile(path: Path) -> dict[str, int]:
     if not path.is_file():
         raise ConfigError(f"no hostfile {path}; expected lines such as: worker-1 slots=4")
     hosts: dict[str, int] = {}
-    for row, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for row, line in enumerate(_lines(path, "worker-1 slots=4"), 1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue
@@ -50,6 +50,13 @@ def read_hostfile(path: Path) -> dict[str, int]:
     return hosts
 
 
+def _lines(path: Path, example: str) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); expected text with lines such as: {example}") from None
+
+
 def exported_variables() -> dict[str, str]:
     """What `deepspeed` gives the processes on other machines: the file that DS_ENV_FILE names, or .deepspeed_env, at home
     or here (the later wins). ConfigError for a line that is no NAME=value."""
@@ -58,7 +65,7 @@ def exported_variables() -> dict[str, str]:
         file = folder / name
         if not file.is_file():
             continue
-        for row, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        for row, line in enumerate(_lines(file, "GLOO_SOCKET_IFNAME=eth0"), 1):
             key, equals, value = line.partition("=")
             if not equals or not key.strip():
                 raise ConfigError(
@@ -97,7 +104,13 @@ def ask(host: str, port: int, variables: Mapping[str, str]) -> dict[str, Any] | 
             f"{host}: 'cd {os.getcwd()} && {sys.executable} -m mtvl.nodes' fails there ({last}); the project and its "
             "environment must lie at the same paths on all machines"
         )
-    return json.loads(done.stdout.splitlines()[-1])
+    try:
+        answer = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        answer = None
+    if not isinstance(answer, dict):
+        return f"{host}: answers {done.stdout.strip()[-80:]!r} to a command over ssh and not what it has; what runs there at login?"
+    return answer
 
 
 def problems_of(
@@ -134,6 +147,8 @@ def problems_of(
 def check_nodes(hostfile: Path, port: int = DEFAULT_PORT) -> str:
     """A table of the machines of `hostfile`; EngineError that lists every problem, ConfigError for the files themselves."""
     hosts = read_hostfile(hostfile)
+    if not 0 < port < 2**16:
+        raise ConfigError(f"--master-port expects a number from 1 to {2**16 - 1}, found {port}")
     variables = exported_variables()
     missing = [tool for tool in ("ssh", "pdsh") if shutil.which(tool) is None]
     if missing:

@@ -85,6 +85,14 @@ def need_heads(backbone: Any, task: str) -> None:
         )
 
 
+def needs_whole_weights(task: str) -> EngineError:
+    """What is said where weights are partitioned: ranks would wait for each other, or find tensors that are empty."""
+    return EngineError(
+        f"task '{task}' is answered over its whole split, and every rank needs whole weights for its own number of items and "
+        "pairs; set evaluate.partitioned=false"
+    )
+
+
 @torch.no_grad()
 def score_pairs(backbone: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosine (B,) of every row's text with its picture or video, and the logits (B, 2) of the matching head."""

@@ -44,7 +44,7 @@ from mtvl.engine import (
     start,
 )
 from mtvl.engine.host import HostCopies
-from mtvl.engine.settings import check_precision, read_engine_file
+from mtvl.engine.settings import check_engine, read_engine_file
 from mtvl.engine.state import read_tensors, write_tensors
 from mtvl.errors import CheckpointError, ConfigError
 from mtvl.evaluator import Evaluator
@@ -290,8 +290,7 @@ def check_recipe(config: RunConfig) -> None:
     """Errors that need no data and no model, before hours are spent on either."""
     for name in config.tasks:
         load_task(name, root=config.data.folder, overlay=config.task.get(name))
-    read_engine_file(config.engine.file)
-    check_precision(config.train.precision, "cuda" if torch.cuda.is_available() else "cpu")
+    check_engine(config, start().type)  # joins the ranks: DeepSpeed, which is asked, reads its variables on import
 
 
 def train(config: RunConfig, folder: Path, *, resume: str = "auto") -> RunResult:

@@ -62,6 +62,19 @@ def test_every_problem_is_told(change: dict[str, Any], expected: str) -> None:
     assert len(found) == 1 and expected in found[0]
 
 
+def test_unreadable_files_and_impossible_ports_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "hosts"
+    file.write_bytes(b"\xff\xfe slots=1\n")
+    with pytest.raises(ConfigError, match="hosts cannot be read .*expected text with lines such as: worker-1 slots=4"):
+        read_hostfile(file)
+    monkeypatch.setenv("DS_ENV_FILE", str(file))
+    with pytest.raises(ConfigError, match="hosts cannot be read .*GLOO_SOCKET_IFNAME=eth0"):
+        exported_variables()
+    file.write_text("a slots=1\n")
+    with pytest.raises(ConfigError, match="--master-port expects a number from 1 to 65535, found 99999"):
+        check_nodes(file, 99999)
+
+
 def test_gloo_without_an_interface_is_told() -> None:
     found = problems_of({"a": 1, "b": 1}, {"a": GOOD, "b": GOOD}, {}, 29500)
     assert len(found) == 1 and "GLOO_SOCKET_IFNAME is not in the file" in found[0] and "eth0 10.0.0.1" in found[0]
@@ -76,6 +89,17 @@ def test_all_problems_come_together(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(nodes, "exported_variables", lambda: VARIABLES)
     with pytest.raises(EngineError, match="2 problems in .*hosts:\n  b: ssh fails\n  a: port 29500 is in use"):
         check_nodes(tmp_path / "hosts")
+
+
+@pytest.mark.parametrize("printed", ["", "bye", "5"])
+def test_a_machine_that_answers_something_else_is_told(
+    printed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f"#!/bin/sh\necho {printed}\n")
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert f"worker: answers '{printed}' to a command over ssh" in nodes.ask("worker", 29500, {})
 
 
 def test_the_exported_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from distributed import launch_ok
 
 from mtvl.backbones.blip import BlipBackbone, BlipConfig
 from mtvl.errors import EngineError
+from mtvl.evaluator import Evaluator
 from mtvl.retrieving import TokenFile, retrieve
 from mtvl.steps.reranking import rerank
 from mtvl.types import Batch, Decoding, Example, Segment, Visual
@@ -159,3 +161,10 @@ def test_a_full_disk_says_where_to_put_the_tokens() -> None:
         pytest.skip("no /dev/full on this system")
     with TokenFile(Path("/dev/full")) as file, pytest.raises(EngineError, match=r"/dev/full.*48 bytes.*TMPDIR"):
         file.append(torch.zeros(2, 1, 3, 4))
+
+
+def test_split_weights_are_refused() -> None:
+    """Ranks have other numbers of items: they would wait for each other's passes."""
+    evaluator = Evaluator(build(), SimpleNamespace(), run=lambda _batch, action: action())
+    with pytest.raises(EngineError, match="'find' is answered over its whole split"):
+        evaluator.retrieve(SimpleNamespace(name="find", decoding=Decoding(mode="retrieve")), examples(), Stub(), 4)

@@ -55,12 +55,8 @@ def limit_seconds() -> float:
 def meet_others(backend: str) -> None:
     """`meet` at the place that the launcher's variables name. EngineError when a variable is wrong."""
     limit = limit_seconds()
-    try:
-        port = int(os.environ["MASTER_PORT"])
-    except ValueError:
-        raise EngineError(f"MASTER_PORT expects a number, found {os.environ['MASTER_PORT']!r}") from None
     address = gloo_address() if backend == "gloo" else ""
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank, world, port = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
     meet(Place(rank, world, os.environ["MASTER_ADDR"], port, address, limit), versions())
 
 

@@ -9,7 +9,7 @@ import torch
 
 from mtvl.config import RunConfig
 from mtvl.engine.process import start
-from mtvl.engine.settings import read_engine_file
+from mtvl.engine.settings import check_sections, read_engine_file
 from mtvl.errors import EngineError
 from mtvl.types import Batch
 
@@ -29,6 +29,7 @@ class Partitioned:
                 f"{zero.get('stage', 0)}; add engine.file=ds_configs/zero3.json"
             )
         device = start()
+        check_sections(config)
         import deepspeed
 
         model.requires_grad_(False)

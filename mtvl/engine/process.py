@@ -128,9 +128,23 @@ def _set_launcher_variables(local_rank: int | None) -> None:
         if local_rank is None and torch.cuda.is_available():
             raise EngineError("LOCAL_RANK is not set and --local_rank was not given: the GPU of this rank is unknown")
         os.environ["LOCAL_RANK"] = str(local_rank if local_rank is not None else os.environ["RANK"])
+    _number("RANK", 0, _number("WORLD_SIZE", 1) - 1)
+    _number("LOCAL_RANK", 0)
+    _number("MASTER_PORT", 0, 2**16 - 1)
     if os.environ["WORLD_SIZE"] == "1" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         # Nobody else has to find this port, and a launcher's fixed one may belong to another job of this machine.
         os.environ["MASTER_PORT"] = _free_port()
+
+
+def _number(name: str, least: int, most: int | None = None) -> int:
+    text = os.environ[name]
+    if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
+        wanted = f"from {least}" + ("" if most is None else f" to {most}")
+        raise EngineError(
+            f"the launcher's variable {name} expects a number {wanted}, found {text!r}; see docs/multi_node.md for what each "
+            "launcher sets"
+        )
+    return int(text)
 
 
 def _free_port() -> str:

@@ -49,7 +49,55 @@ def read_engine_file(file: str) -> dict[str, Any]:
             raise EngineError(f"{path}: '{key}' belongs to the recipe ({OWNED_BY_RECIPE[key]}); remove it here")
         if key not in ALLOWED:
             raise EngineError(f"{path}: unknown key '{key}'; {near_names(key, ALLOWED)}")
+    zero = _section(path, values, "zero_optimization")
+    for owner, names in ((values, ("bf16", "fp16", "data_types")), (zero, ("offload_optimizer", "offload_param"))):
+        for name in names:
+            _section(path, owner, name)
+    if (stage := zero.get("stage", 0)) not in (0, 1, 2, 3) or not isinstance(stage, int) or isinstance(stage, bool):
+        raise EngineError(f"{path}: 'zero_optimization.stage' expects 0, 1, 2 or 3, found {stage!r}")
     return values
+
+
+def _section(path: Path, values: dict[str, Any], key: str) -> dict[str, Any]:
+    section = values.get(key, {})
+    if not isinstance(section, dict):
+        raise EngineError(f"{path}: '{key}' expects an object with keys of its own, found {section!r}")
+    return section
+
+
+def check_engine(config: RunConfig, device: str) -> None:
+    """EngineError for an engine file that this recipe cannot train with on `device`, before data and model are built."""
+    check_sections(config)
+    deepspeed_settings(config, 1, 1)
+    check_precision(config.train.precision, device)
+
+
+def check_sections(config: RunConfig) -> None:
+    """EngineError for what DeepSpeed's own configuration does not take, by file and key."""
+    from deepspeed.runtime import constants, precision_config
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    values = read_engine_file(config.engine.file)
+    kinds = {
+        "zero_optimization": DeepSpeedZeroConfig, "bf16": precision_config.DeepSpeedBF16Config,
+        "fp16": precision_config.DeepSpeedFP16Config,
+    }  # fmt: skip
+    for key, kind in kinds.items():
+        try:
+            kind(**values.get(key, {}))
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            place = ".".join(str(part) for part in (key, *wrong["loc"]))
+            what = f"{wrong['msg']}, found {wrong['input']!r}"
+            if wrong["type"] == "extra_forbidden":
+                own = len(wrong["loc"]) == 1  # else of a section inside
+                what = "unknown key" + (f"; {near_names(str(wrong['loc'][0]), kind.model_fields)}" if own else "")
+            raise EngineError(f"{config.engine.file}: '{place}': {what}") from None
+    dtypes = (constants.GRAD_ACCUM_DTYPE, constants.PARAM_DTYPE, constants.BUFFER_DTYPE, constants.KEEP_IN_FP32_MODULES)
+    for key in values.get("data_types", {}):
+        if key not in dtypes:  # DeepSpeed passes over it
+            raise EngineError(f"{config.engine.file}: 'data_types.{key}': unknown key; {near_names(key, dtypes)}")
 
 
 def precision_of(values: dict[str, Any]) -> str:
@@ -69,16 +117,8 @@ def check_precision(precision: str, device: str) -> None:
         )
 
 
-def deepspeed_settings(
-    config: RunConfig, micro_steps: int, world_size: int, num_trainable: int = BUCKET
-) -> dict[str, Any]:  # fmt: skip
-    """The complete DeepSpeed configuration of a run.
-
-    `micro_steps` is the number of micro-steps of one optimizer step on one rank; the bucket in which gradients are
-    collected is no larger than the `num_trainable` of them. Raises EngineError when the engine
-    file contradicts the recipe or asks for something that idle tasks do not survive.
-    """
-    values = read_engine_file(config.engine.file)
+def _check_agreement(config: RunConfig, values: dict[str, Any]) -> None:
+    """EngineError where an engine file contradicts the recipe, or asks for something that the engine does without."""
     precision = precision_of(values)
     if precision != config.train.precision:
         raise EngineError(
@@ -92,6 +132,27 @@ def deepspeed_settings(
     for key in ("offload_optimizer", "offload_param"):
         if zero.get(key, {}).get("device", "none") == "nvme":
             raise EngineError(f"{config.engine.file}: '{key}' on nvme is not supported; use cpu or none")
+    for section, key in (("zero_optimization", "compute_grad_norm"), ("bf16", "check_grad_overflow")):
+        if not values.get(section, {}).get(key, True):
+            raise EngineError(
+                f"{config.engine.file}: '{section}.{key}' is off: gradients would not be clipped, or ones that are not finite not "
+                "be found; remove it here"
+            )
+
+
+def deepspeed_settings(
+    config: RunConfig, micro_steps: int, world_size: int, num_trainable: int = BUCKET
+) -> dict[str, Any]:  # fmt: skip
+    """The complete DeepSpeed configuration of a run.
+
+    `micro_steps` is the number of micro-steps of one optimizer step on one rank; the bucket in which gradients are
+    collected is no larger than the `num_trainable` of them. Raises EngineError when the engine
+    file contradicts the recipe or asks for something that idle tasks do not survive.
+    """
+    values = read_engine_file(config.engine.file)
+    _check_agreement(config, values)
+    zero = values.get("zero_optimization", {})
+    stage = zero.get("stage", 0)
     micro = config.train.micro_batch
     offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
     if stage > 0:

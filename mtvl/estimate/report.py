@@ -99,6 +99,7 @@ def layouts(config: RunConfig, world_size: int) -> list[Layout]:
         live=int(zero.get("stage3_max_live_parameters", Layout.live)),
         reuse=int(zero.get("stage3_max_reuse_distance", Layout.reuse)),
         prefetch=int(zero.get("stage3_prefetch_bucket_size", Layout.prefetch)),
+        bucket=int(zero.get("reduce_bucket_size", Layout.bucket)), overlaps=bool(zero.get("overlap_comm", False)),
     )  # fmt: skip
     offload = {
         "offload_optimizer": zero.get("offload_optimizer", {}).get("device", "none") == "cpu",

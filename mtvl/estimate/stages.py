@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mtvl.engine.settings import BUCKET
 from mtvl.estimate.trace import Pass
 
 FP32 = 4
@@ -34,7 +35,11 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a run is spread: ZeRO stage, number of devices, precision, optimizer, and what is offloaded to the host."""
+    """How a run is spread: ZeRO stage, number of devices, precision, optimizer, and what is offloaded to the host.
+
+    `bucket`: number of gradients that are collected before they are sent (0: the engine's own choice); `overlaps`: others
+    are collected meanwhile.
+    """
 
     stage: int
     world_size: int
@@ -46,6 +51,13 @@ class Layout:
     live: int = LIVE
     reuse: int = REUSE
     prefetch: int = PREFETCH
+    bucket: int = 0
+    overlaps: bool = False
+
+    def bucket_bytes(self, trained: int) -> int:
+        """Taken with the first gradient, however few there are."""
+        buffers = 2 if self.overlaps and self.stage in (1, 2) else 1
+        return self.bytes * buffers * (self.bucket or min(BUCKET, trained))
 
     @property
     def bytes(self) -> int:
@@ -55,7 +67,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device at the moment when most are alive; `host` bytes lie in the machine's memory instead."""
+    """Bytes on one device at the moment when most are alive; `host` bytes lie in the machine's memory instead.
+
+    `activations`: with the gradients' own room, of a micro-step; or of the update of weights, where that takes more.
+    """
 
     parameters: int
     gradients: int
@@ -76,26 +91,28 @@ def memory(sizes: Sizes, layout: Layout, activations: int) -> Memory:
     moments = MOMENTS[layout.optimizer]
     part = -(-trained // world)
     if layout.stage == 0:
-        spare = FP32 * trained if world > 1 else 0  # gradients lie in one piece while they are summed over ranks
+        # When activations are gone, gradients lie in one piece while they are summed over ranks, and roots of moments beside
+        # them in the update.
         return Memory(
             size * (frozen + trained) + sizes.buffer_bytes,
-            FP32 * trained + spare,
+            FP32 * trained,
             FP32 * moments * trained,
-            activations,
+            max(activations, FP32 * trained),
         )
     optimizer = FP32 * (1 + moments) * part  # with masters, in fp32 too
     if layout.stage in (1, 2):
         parameters = size * (frozen + trained) + sizes.buffer_bytes
-        bucket = size * trained  # the gradients of a micro-step in one piece
         kept = FP32 * part if layout.stage == 2 else size * trained
-        gradients = bucket + kept
+        gradients = layout.bucket_bytes(trained) + kept
     else:
         parameters = _partitioned(sizes, layout) + sizes.buffer_bytes
-        gradients = size * trained + FP32 * part
+        gradients = layout.bucket_bytes(trained) + FP32 * part
     host = 0
     if layout.offload_optimizer:
         host += optimizer + FP32 * part
-        optimizer, gradients = 0, size * trained
+        optimizer, gradients = 0, layout.bucket_bytes(trained)
+    elif layout.stage == 2:
+        activations = max(activations, 3 * FP32 * part - gradients)  # the update: gradients twice, and roots of moments
     if layout.stage == 3 and layout.offload_param:
         split = size * (-(-frozen // world) + part)
         host, parameters = host + split, max(0, parameters - split)

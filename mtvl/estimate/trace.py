@@ -73,11 +73,15 @@ class _Live(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.bytes = self.peak = 0
-        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._known: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # storage -> what ends its count
 
     def ignore(self, tensor: torch.Tensor) -> None:
-        """Leave the tensor's storage out: a parameter, or the batch."""
-        self._known.add(tensor.untyped_storage())
+        """Leave the tensor's storage out from now on: a parameter, the batch, or a gradient that is complete."""
+        storage = tensor.untyped_storage()
+        ends = self._known.get(storage)
+        if ends is not None and ends.detach():
+            self._free(storage.nbytes())
+        self._known[storage] = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -89,11 +93,10 @@ class _Live(TorchDispatchMode):
     def _count(self, storage: Any) -> None:
         if storage in self._known:
             return
-        self._known.add(storage)
         size = storage.nbytes()
         self.bytes += size
         self.peak = max(self.peak, self.bytes)
-        weakref.finalize(storage, self._free, size)
+        self._known[storage] = weakref.finalize(storage, self._free, size)
 
     def _free(self, size: int) -> None:
         self.bytes -= size
@@ -133,15 +136,33 @@ def micro_step(model: Model, batch: Batch, ranks: int = 1) -> Pass:
     label."""
     model.set_task(batch.task)
     model.zero_grad(set_to_none=True)
-    live, counter = _Live(), FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False)
+    with _ranks(ranks) as exchanged, held_beside(model, batch) as live, counter:
+        _loss(model, batch).backward()
+    trained = {n: p.grad.numel() for n, p in model.named_parameters() if p.grad is not None}
+    return Pass(batch.task, len(batch.uids), live.peak, counter.get_total_flops(), trained, sum(exchanged))
+
+
+@contextlib.contextmanager
+def held_beside(model: nn.Module, batch: Batch) -> Iterator[_Live]:
+    """Inside, what is alive beside the model, its gradients and the batch is counted; real tensors and fake ones alike.
+
+    A gradient counts until it is complete: from then on it lies in the room that a stage keeps for all of them, which is
+    taken from the first one on. Only where all activations are gone would it be enough to subtract them at the end.
+    """
+    live = _Live()
     for tensor in [*model.parameters(), *model.buffers(), *_tensors(batch)]:
         live.ignore(tensor)
-    with _ranks(ranks) as exchanged, live, counter:
-        _loss(model, batch).backward()
-    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    trained = {n: g.numel() for n, g in gradients.items()}
-    own = sum(g.untyped_storage().nbytes() for g in gradients.values())
-    return Pass(batch.task, len(batch.uids), live.peak - own, counter.get_total_flops(), trained, sum(exchanged))
+    hooks = [
+        p.register_post_accumulate_grad_hook(lambda p: live.ignore(p.grad))  # type: ignore[arg-type]
+        for p in model.parameters() if p.requires_grad
+    ]  # fmt: skip
+    try:
+        with live:
+            yield live
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _loss(model: Model, batch: Batch) -> torch.Tensor:

@@ -17,7 +17,13 @@ from distributed import PROJECT_ROOT, free_port, launch, leftovers, rank_environ
 from mtvl.cli import DEFAULT_RECIPE
 from mtvl.config import EngineConfig, OptimConfig, RunConfig, TrainConfig, load_run_config
 from mtvl.engine import process
-from mtvl.engine.settings import OWNED_BY_RECIPE, check_precision, deepspeed_settings, read_engine_file
+from mtvl.engine.settings import (
+    OWNED_BY_RECIPE,
+    check_engine,
+    check_precision,
+    deepspeed_settings,
+    read_engine_file,
+)
 from mtvl.errors import ConfigError, EngineError
 
 FILES = sorted((PROJECT_ROOT / "ds_configs").glob("*.json"))
@@ -98,6 +104,39 @@ def test_slips_are_refused(tmp_path: Path) -> None:
     (tmp_path / "engine.json").write_text("{")
     with pytest.raises(EngineError, match="not valid JSON"):
         read_engine_file(str(tmp_path / "engine.json"))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"zero_optimization": 2}, "'zero_optimization' expects an object with keys of its own, found 2"),
+        ({"zero_optimization": {"stage": "2"}}, "'zero_optimization.stage' expects 0, 1, 2 or 3, found '2'"),
+        ({"zero_optimization": {"stage": 4}}, "expects 0, 1, 2 or 3, found 4"),
+        ({"zero_optimization": {"stage": True}}, "expects 0, 1, 2 or 3, found True"),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": "cpu"}}, "'offload_optimizer' expects an object"),
+        ({"bf16": True}, "'bf16' expects an object"),
+        ({"zero_optimization": {"stag": 2}}, "'zero_optimization.stag': unknown key; did you mean 'stage'"),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"devise": "cpu"}}}, "'zero_optimization.offload_param.devise': unknown"),
+        ({"zero_optimization": {"stage": 2, "reduce_bucket_size": "big"}}, "'zero_optimization.reduce_bucket_size': .*found 'big'"),
+        ({"bf16": {"enable": True}}, "'bf16.enable': unknown key; did you mean 'enabled'"),
+        ({"zero_optimization": {"stage": 2, "compute_grad_norm": False}}, "'zero_optimization.compute_grad_norm' is off"),
+        ({"bf16": {"enabled": False, "check_grad_overflow": False}}, "'bf16.check_grad_overflow' is off"),
+        ({"data_types": {"grad_accum_type": "fp32"}}, "'data_types.grad_accum_type': unknown key; did you mean 'grad_accum_dtype'"),
+    ],
+)  # fmt: skip
+def test_wrong_sections_are_refused_before_anything_is_built(tmp_path: Path, content: dict, expected: str) -> None:
+    with pytest.raises(EngineError, match=expected):
+        check_engine(config(write(tmp_path, **content)), "cpu")
+
+
+def test_what_the_recipe_contradicts_is_refused_before_anything_is_built() -> None:
+    for file in FILES:
+        precision = next((p for p in ("bf16", "fp16") if p in file.stem), "fp32")
+        check_engine(config(str(file), precision), "cuda")
+    with pytest.raises(EngineError, match="'train.precision' is bf16 but .* says fp32"):
+        check_engine(config("ds_configs/zero2.json", "bf16"), "cpu")
+    with pytest.raises(EngineError, match="fp16 trains on GPUs alone"):
+        check_engine(config("ds_configs/zero2_fp16.json", "fp16"), "cpu")
 
 
 def test_there_is_no_other_recompute_to_ask_for(tmp_path: Path) -> None:
@@ -219,7 +258,8 @@ def test_leftovers_would_be_noticed(tmp_path: Path) -> None:
 
 def test_incomplete_launcher_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that what is set below is taken back
+        monkeypatch.delenv(name)
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(EngineError, match="set RANK but not WORLD_SIZE, MASTER_ADDR, MASTER_PORT"):
         process._set_launcher_variables(None)
@@ -229,6 +269,19 @@ def test_incomplete_launcher_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["LOCAL_RANK"] == "1"
     process._set_launcher_variables(0)
     assert os.environ["LOCAL_RANK"] == "1"  # the environment wins
+    for name, value in (
+        ("RANK", "2"),
+        ("RANK", "one"),
+        ("WORLD_SIZE", "0"),
+        ("LOCAL_RANK", "-1"),
+        ("MASTER_PORT", "99999"),
+    ):
+        with (
+            monkeypatch.context() as slip,
+            pytest.raises(EngineError, match=f"{name} expects a number .*, found '{value}'"),
+        ):
+            slip.setenv(name, value)
+            process._set_launcher_variables(None)
 
 
 def test_a_single_process_takes_a_free_port(monkeypatch: pytest.MonkeyPatch) -> None:

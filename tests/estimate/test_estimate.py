@@ -18,7 +18,7 @@ from mtvl.estimate.devices import TABLE, load_device
 from mtvl.estimate.report import Work, estimate_rows, layouts, trace_work
 from mtvl.estimate.shapes import largest_batch, rows_of
 from mtvl.estimate.stages import Layout, Sizes, memory, traffic
-from mtvl.estimate.trace import Pass, _Live, fake_tensors, make_fake
+from mtvl.estimate.trace import Pass, _Live, fake_tensors, held_beside, make_fake
 from mtvl.model import Model, build_model, make_plan
 from mtvl.types import Batch
 
@@ -54,12 +54,9 @@ def test_a_task_trains_its_own_parts(work: Work) -> None:
 def held_by_a_real_pass(model: Model, batch: Batch) -> int:
     """The same counter on real tensors: most bytes alive beside parameters, their gradients and the batch."""
     model.set_task(batch.task)
-    live = _Live()
-    for value in [*model.parameters(), *model.buffers(), *(v for v in vars(batch).values() if torch.is_tensor(v))]:
-        live.ignore(value)
-    with live:
+    with held_beside(model, batch) as live:
         model(batch).backward()
-    return live.peak - sum(p.grad.numel() * 4 for p in model.parameters() if p.grad is not None)
+    return live.peak
 
 
 def test_activations_are_what_a_real_pass_holds(config: RunConfig) -> None:
@@ -84,6 +81,18 @@ def test_the_counter_follows_lifetimes() -> None:
     assert live.bytes == 0
 
 
+def test_gradients_are_left_out_when_they_are_complete() -> None:
+    """Backward begins with all activations and no gradient: what is there at the end must not be subtracted then."""
+    rows, width, layers = 64, 64, 8
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(width, width, bias=False), nn.ReLU()) for _ in range(layers)))
+    empty = torch.zeros(rows, 0)
+    with held_beside(model, Batch("a", ("",) * rows, empty, empty, empty, empty, empty)) as live:
+        model(torch.randn(rows, width)).sum().backward()
+    size = 4 * rows * width  # of an activation, kept once a layer, and of a gradient
+    assert live.peak >= layers * size
+    assert live.bytes <= 2 * size  # the gradients that stay are no longer counted
+
+
 def test_fake_parameters_stay_tied_and_frozen() -> None:
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
@@ -97,8 +106,8 @@ def test_fake_parameters_stay_tied_and_frozen() -> None:
 
 def test_memory_by_stage() -> None:
     """What each stage splits over 4 devices, by hand."""
-    found = {stage: memory(SIZES, Layout(stage, 4), 7) for stage in range(4)}
-    assert all(m.activations == 7 for m in found.values())
+    found = {stage: memory(SIZES, Layout(stage, 4), 7_000_000) for stage in range(4)}
+    assert all(m.activations == 7_000_000 for m in found.values())
     assert found[0].optimizer == 2 * 4 * 400_000 and found[2].optimizer == 3 * 4 * 100_000
     assert found[0].parameters == found[2].parameters == 4 * 4_401_000
     assert found[2].gradients == 4 * (400_000 + 100_000) < found[1].gradients
@@ -106,6 +115,31 @@ def test_memory_by_stage() -> None:
     # parts of all, the norm whole, and the widest tensor gathered
     assert low.parameters == 4 * ((1_000_000 + 250 + 100_000) + 1_000 + 4_000_000)
     assert found[3].parameters > low.parameters  # DeepSpeed's bounds keep all of a small model gathered
+
+
+def test_the_update_counts_where_activations_are_few() -> None:
+    """Beside gradients it holds roots of moments, or gradients in one piece; ZeRO-2 has given its bucket back by then."""
+    few = {(stage, world): memory(SIZES, Layout(stage, world), 7).activations for stage in range(4) for world in (1, 4)}
+    more = {(0, 1): 4 * 400_000, (0, 4): 4 * 400_000, (2, 1): 4 * (3 - 2) * 400_000}
+    assert few == {cell: more.get(cell, 7) for cell in few}
+    assert memory(SIZES, Layout(2, 1, offload_optimizer=True), 7).activations == 7
+
+
+def test_the_bucket_is_the_engine_files(tmp_path: Path, config: RunConfig) -> None:
+    """Taken whole by DeepSpeed, also where fewer gradients would fill it; twice where sending and collecting overlap."""
+    own = {stage: memory(SIZES, Layout(stage, 4), 0).gradients for stage in (1, 2, 3)}
+    file = tmp_path / "engine.json"
+    for overlap, times in (("false", (1, 1, 1)), ("true", (2, 2, 1))):
+        file.write_text(
+            f'{{"zero_optimization": {{"stage": 2, "reduce_bucket_size": 5000000, "overlap_comm": {overlap}}}}}'
+        )
+        found = layouts(replace(config, engine=replace(config.engine, file=str(file))), 4)
+        assert [x.stage for x in found] == [0, 1, 2, 3]
+        for layout, buffers in zip(found[1:], times, strict=True):
+            more = memory(SIZES, layout, 0).gradients - own[layout.stage]
+            assert more == 4 * (buffers * 5_000_000 - 400_000)
+    large = Sizes({}, {"a": 10**9})
+    assert memory(large, Layout(2, 4), 0).gradients == 4 * (500_000_000 + 250_000_000)  # no more than the trainer takes
 
 
 def test_offload_moves_to_the_host() -> None:

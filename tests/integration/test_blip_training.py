@@ -106,17 +106,15 @@ def test_one_checkpoint_answers_all(straight: Path, capsys: pytest.CaptureFixtur
     assert low <= found["score"] <= high
     lines = (straight / "predictions" / "coco_retrieval.jsonl").read_text().splitlines()
     assert len(lines) == 200 and set(json.loads(lines[0])["scores"]) == {"text_rank", "item_rank"}
+    split = ["evaluate.partitioned=true", "engine.file=ds_configs/zero3.json"]
+    with pytest.raises(
+        EngineError, match="'coco_retrieval' is answered over its whole split.*evaluate.partitioned=false"
+    ):
+        evaluate(straight, ["vqa", "coco_retrieval"], out=straight / "split" / "eval.json", overrides=split)
+    assert not (straight / "split").exists()  # before the other task was answered
     mixed = evaluate(straight, ["vqa", "tvqa", "coco", "coco_retrieval"], out=straight / "mixed.json",
                      overrides=["evaluate.mixed=true", few])  # fmt: skip
     assert {n: r["score"] for n, r in mixed.items()} == {n: results[n]["score"] for n in mixed}
-
-
-def test_retrieval_with_partitioned_weights_is_refused_before_anything_is_read(straight: Path) -> None:
-    """Ranks make as many passes as they have pairs to match, and would wait for each other for ever."""
-    with pytest.raises(ConfigError, match="'coco_retrieval' is answered over a whole split.*partitioned=false"):
-        evaluate(straight, ["vqa", "coco_retrieval"], out=straight / "split.json",
-                 overrides=["evaluate.partitioned=true", "engine.file=ds_configs/zero3.json"])  # fmt: skip
-    assert not (straight / "split.json").exists()
 
 
 def test_a_trained_temperature_stays_in_its_range(recipe: Recipe, tmp_path: Path) -> None:

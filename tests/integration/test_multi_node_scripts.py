@@ -82,6 +82,7 @@ def test_a_slurm_job_that_was_stopped_queues_itself_again(stand_ins: Path) -> No
     assert "give --run" in start(stand_ins, "slurm.sbatch", "--tasks", "vqa", **where).stderr
     assert start(stand_ins, "slurm.sbatch", "--run", "r", **where).returncode == 0
     assert calls(stand_ins) == ["srun --kill-on-bad-exit=1 launch/multi_node/rank.sh --run r"]
+    assert start(stand_ins, "slurm.sbatch", "--run=r", **where).returncode == 0
     (stand_ins / "srun.code").write_text("143")
     assert start(stand_ins, "slurm.sbatch", "--run", "r", **where).returncode == 143
     assert calls(stand_ins)[-1] == "scontrol requeue 7"
