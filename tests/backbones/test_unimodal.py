@@ -139,9 +139,9 @@ def test_damaged_files_are_named(packages: Path) -> None:
         onnx.write_bytes(content)
         with pytest.raises(CheckpointError, match=r"vit_s_focus.onnx: expected an ONNX model.*inside"):
             toy()
-    onnx.write_bytes(field(7, field(5, tensor("backbone.other", torch.zeros(2)))))
+    onnx.write_bytes(field(7, field(5, tensor("backbone.encoder.layer.0.other", torch.zeros(2)))))
     with pytest.raises(CheckpointError, match="expected a tensor backbone.embeddings.*found none"):
-        toy(vision={**TOY["vision"], "layers": 0})
+        toy(vision={**TOY["vision"], "layers": 1})
     onnx.write_bytes(whole)
     (text / "model.safetensors").write_bytes(b"noise")
     with pytest.raises(CheckpointError, match="model.safetensors cannot be read.*install its package again"):
