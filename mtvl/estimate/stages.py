@@ -128,6 +128,8 @@ def _partitioned(sizes: Sizes, layout: Layout) -> int:
     widest = max(everything.values())
     # What is used again within `reuse` parameters is not given back; only a bound below the model's size saves memory.
     gathered = max(widest, min(large, layout.live, layout.reuse))
+    if layout.world_size == 1 and not layout.offload_param:
+        gathered = 0  # a single device's part is the weight: nothing is copied but the small ones
     return layout.bytes * (parts + small + gathered)
 
 
