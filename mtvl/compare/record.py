@@ -67,8 +67,9 @@ def digest_of(values: Mapping[str, Any]) -> str:
 
 @functools.cache
 def _content_digest(path: Path) -> str:
+    """Hash of a file, or of a backbone's folder without folders inside it: a pre-training leaves its run there."""
     digest = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+    for file in [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file()):
         digest.update(file.relative_to(path).as_posix().encode())
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())

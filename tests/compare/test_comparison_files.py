@@ -192,6 +192,18 @@ def test_identity_holds_what_changes_a_result(tmp_path: Path) -> None:
     json.dumps(base)  # goes into the record
 
 
+def test_identity_holds_a_backbone_and_not_the_run_that_made_it(tmp_path: Path) -> None:
+    def content(folder: str, weights: str, log: str) -> object:
+        (tmp_path / folder / "run").mkdir(parents=True)
+        (tmp_path / folder / "model.safetensors").write_text(weights)
+        (tmp_path / folder / "run" / "log.jsonl").write_text(log)
+        config = load_run_config(DEFAULT_RECIPE, ["vqa"], [f"backbone.weights={tmp_path / folder}"])
+        return identity_of(config)["content of backbone.weights"]
+
+    first = content("first", "one", "10 seconds")
+    assert content("again", "one", "11 seconds") == first != content("other", "two", "10 seconds")
+
+
 def test_a_record_that_is_none_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "single_s0.json"
     assert read_record(file) is None
