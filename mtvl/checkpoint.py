@@ -92,7 +92,8 @@ def _made(run: Path | None, name: str) -> Path:
         link = run.parent / "latest"
         if link.is_symlink() or not link.exists():
             link.unlink(missing_ok=True)
-            link.symlink_to(run.name)
+            with contextlib.suppress(FileExistsError):  # another start of the same moment has made it
+                link.symlink_to(run.name)
     return run
 
 
@@ -230,18 +231,23 @@ def open_checkpoint(folder: Path) -> tuple[Path, int]:
 def resolve_resume(mode: str, run: Path) -> tuple[Path, int] | None:
     """What `--resume auto|never|DIR` means for a run folder: the checkpoint and its step, or None for a fresh start.
 
-    CheckpointError for a DIR that cannot be used, and for one that is older than what the run folder holds.
+    A run that branched off from DIR and was stopped goes on from its own checkpoints, so that the same command may be given
+    again. CheckpointError for a DIR that cannot be used, and for one of the run folder's own that is not its newest.
     """
     if mode == "never":
         return None
     if mode != "auto":
         named, own = open_checkpoint(Path(mode)), find_resumable(run)
-        if own is not None and own[1] > named[1]:  # the log would lose the steps between, and later starts mix the two
+        if own is None or own[1] <= named[1]:
+            return named
+        if named[0].resolve().parent == own[0].resolve().parent:  # the log would lose the steps between
             raise CheckpointError(
                 f"{run} already holds {own[0].name}, which is newer than {named[0]}; --resume auto goes on from it, and with "
                 f"another --run training branches off from {named[0].name}"
             )
-        return named
+        if dist.is_main():
+            log.info("resuming from %s, which is newer than %s", *(str(place) for place, _ in (own, named)))
+        return own
     found = find_resumable(run)
     if dist.is_main():
         log.info("resuming from %s", found[0]) if found else log.info("no checkpoint in %s: starting fresh", run)

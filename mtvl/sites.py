@@ -54,9 +54,10 @@ class Site:
     A hook site has no parameters. Where its module has a child `adapter`, the backbone calls it: at "input" (the text
     encoder) with the embedded text (B, S, D) before its norm and the mask (B, S) -> longer ones of both; at "self_attn"
     and "cross_attn" with keys and values (B, heads, S, D/heads) -> longer ones of both, the added places in front; at
-    "block" with `BlockStates`. Heads beside the language model ("head": contrast, matching, comparing) serve some tasks
-    only; "lm_head" is what turns hidden states into tokens, "scalar" a single number such as a temperature. A head over a
-    list of answers ("answers") is new with every list and therefore trained with every method.
+    "block" with `BlockStates`. Heads beside the language model ("head": contrast, matching) serve some tasks only;
+    "lm_head" is what turns hidden states into tokens, "scalar" a single number such as a temperature. What pre-training did
+    not know ("answers": a head over a list of answers or over two pictures, and the maps that join their branches) is
+    trained with every method.
 
     An adapter at a linear site may have an attribute `modality`. A backbone in which one block runs with and without
     cross-attention sets it before each run of the block: "visual", "text" or "fusion".

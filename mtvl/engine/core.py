@@ -235,7 +235,7 @@ class Engine:
             raise EngineError(
                 f"loss or gradient was not finite in {self.skipped_in_a_row} steps in a row, the last is step "
                 f"{report.step} (losses {dict(report.losses)}, lr {report.lr:.3g}; examples {_some(report.suspects)}); look "
-                "at these examples, or lower optim.lr; no skipped step has changed a weight, the checkpoints are good (were the "
+                "at these examples, or lower optim.lr (with checkpoint.allow=[optim]); no skipped step has changed a weight, the checkpoints are good (were the "
                 "losses growing before? then take one from before that: --resume DIR with another --run)"
             )
 

@@ -40,7 +40,7 @@ def read_engine_file(file: str) -> dict[str, Any]:
         raise EngineError(f"no engine file {file} ('engine.file'); {near_names(Path(file).name, known)}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise EngineError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(values, dict):
         raise EngineError(f"{path}: expected an object at the top, found {type(values).__name__}")
@@ -89,12 +89,18 @@ def check_sections(config: RunConfig) -> None:
         except ValidationError as error:
             wrong = error.errors()[0]
             place = ".".join(str(part) for part in (key, *wrong["loc"]))
-            what = f"{wrong['msg']}, found {wrong['input']!r}"
+            what = f"{wrong['msg']}, found {wrong['input']!r}" if wrong["loc"] else wrong["msg"]
             if wrong["type"] == "extra_forbidden":
                 own = len(wrong["loc"]) == 1  # else of a section inside
                 what = "unknown key" + (f"; {near_names(str(wrong['loc'][0]), kind.model_fields)}" if own else "")
             raise EngineError(f"{config.engine.file}: '{place}': {what}") from None
-    dtypes = (constants.GRAD_ACCUM_DTYPE, constants.PARAM_DTYPE, constants.BUFFER_DTYPE, constants.KEEP_IN_FP32_MODULES)
+    names = (
+        "GRAD_ACCUM_DTYPE",
+        "PARAM_DTYPE",
+        "BUFFER_DTYPE",
+        "KEEP_IN_FP32_MODULES",
+    )  # the last is new in DeepSpeed 0.19.8
+    dtypes = [getattr(constants, name) for name in names if hasattr(constants, name)]
     for key in values.get("data_types", {}):
         if key not in dtypes:  # DeepSpeed passes over it
             raise EngineError(f"{config.engine.file}: 'data_types.{key}': unknown key; {near_names(key, dtypes)}")
@@ -117,7 +123,7 @@ def check_precision(precision: str, device: str) -> None:
         )
 
 
-def _check_agreement(config: RunConfig, values: dict[str, Any]) -> None:
+def check_agreement(config: RunConfig, values: dict[str, Any]) -> None:
     """EngineError where an engine file contradicts the recipe, or asks for something that the engine does without."""
     precision = precision_of(values)
     if precision != config.train.precision:
@@ -150,7 +156,7 @@ def deepspeed_settings(
     file contradicts the recipe or asks for something that idle tasks do not survive.
     """
     values = read_engine_file(config.engine.file)
-    _check_agreement(config, values)
+    check_agreement(config, values)
     zero = values.get("zero_optimization", {})
     stage = zero.get("stage", 0)
     micro = config.train.micro_batch

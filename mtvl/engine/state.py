@@ -67,8 +67,8 @@ class Snapshot:
         self.tensors.wait()
         if lost := next((n for n, tensor in self.tensors.tensors.items() if not bool(tensor.isfinite().all())), None):
             raise CheckpointError(
-                f"'{lost}' is no longer finite: an update was too large; lower optim.lr, or set optim.clip_norm, and go on from "
-                "an older checkpoint"
+                f"'{lost}' is no longer finite: an update was too large; go on with a lower optim.lr or with optim.clip_norm, "
+                "and with checkpoint.allow=[optim]"
             )
         for rank, generators in enumerate(self.generators):
             write_tensors(folder / f"random_{rank}.safetensors", generators)

@@ -10,7 +10,7 @@ import torch
 
 from mtvl.config import RunConfig
 from mtvl.data.schedule import num_micro_steps
-from mtvl.engine.settings import precision_of, read_engine_file
+from mtvl.engine.settings import check_agreement, check_sections, precision_of, read_engine_file
 from mtvl.errors import ConfigError
 from mtvl.estimate.devices import Device, load_device
 from mtvl.estimate.shapes import largest_batch, rows_of
@@ -86,13 +86,12 @@ def _sizes(model: Model) -> Sizes:
 def layouts(config: RunConfig, world_size: int) -> list[Layout]:
     """The stages that the recipe's precision allows, with the offload and the bounds of its engine file."""
     values = read_engine_file(config.engine.file)
-    zero = values.get("zero_optimization", {})
+    check_sections(config)
+    check_agreement(config, values)
+    zero = {
+        key: value for key, value in values.get("zero_optimization", {}).items() if value != "auto"
+    }  # DeepSpeed's default
     precision = precision_of(values)
-    if precision != config.train.precision:
-        raise ConfigError(
-            f"'train.precision' is {config.train.precision} but the engine file {config.engine.file} says {precision}; "
-            "change one of them"
-        )
     common = Layout(
         0, world_size, precision, config.optim.name,
         persistent=int(zero.get("stage3_param_persistence_threshold", Layout.persistent)),

@@ -172,6 +172,8 @@ def tsne(points: np.ndarray, seed: int) -> np.ndarray:
     """(n, D) -> (n, 2) by scikit-learn's t-SNE from the main components; equal points may be given."""
     from sklearn.manifold import TSNE  # slow import, and optional
 
+    if not np.ptp(points, axis=0).any():  # scikit-learn divides by their spread, and crashes
+        return np.zeros((len(points), 2))
     neighbours = min(30.0, max(1.0, (len(points) - 1) / 3))
     return np.asarray(TSNE(2, init="pca", random_state=seed, perplexity=neighbours).fit_transform(points))
 

@@ -108,6 +108,9 @@ def test_explicit_folder(tmp_path: Path) -> None:
     assert cp.resolve_resume(str(tmp_path), tmp_path) == cp.resolve_resume(str(newer), tmp_path) == (newer, 9)
     with pytest.raises(CheckpointError, match=r"already holds step_9, which is newer than .*step_7; --resume auto"):
         cp.resolve_resume(str(folder), tmp_path)
+    branch = write(tmp_path / "branch", 8)  # was stopped there: the same command goes on
+    assert cp.resolve_resume(str(folder), tmp_path / "branch") == (branch, 8)
+    assert cp.resolve_resume(str(newer), tmp_path / "branch") == (newer, 9)
     with pytest.raises(CheckpointError, match="there is no such folder"):
         cp.resolve_resume(str(tmp_path / "checkpoints" / "step_8"), tmp_path)
     with pytest.raises(CheckpointError, match=r"nowhere.*(no such folder|expected folders named step_N)"):

@@ -101,9 +101,10 @@ def test_slips_are_refused(tmp_path: Path) -> None:
         read_engine_file(write(tmp_path, zero_optimisation={"stage": 2}))
     with pytest.raises(EngineError, match="did you mean 'zero2.json'"):
         read_engine_file("ds_configs/zero22.json")
-    (tmp_path / "engine.json").write_text("{")
-    with pytest.raises(EngineError, match="not valid JSON"):
-        read_engine_file(str(tmp_path / "engine.json"))
+    for content in (b"{", b'{"bf16": "\xff"}', b"[" * 100_000):
+        (tmp_path / "engine.json").write_bytes(content)
+        with pytest.raises(EngineError, match="not valid JSON"):
+            read_engine_file(str(tmp_path / "engine.json"))
 
 
 @pytest.mark.parametrize(
@@ -120,6 +121,7 @@ def test_slips_are_refused(tmp_path: Path) -> None:
         ({"zero_optimization": {"stage": 2, "reduce_bucket_size": "big"}}, "'zero_optimization.reduce_bucket_size': .*found 'big'"),
         ({"bf16": {"enable": True}}, "'bf16.enable': unknown key; did you mean 'enabled'"),
         ({"zero_optimization": {"stage": 2, "compute_grad_norm": False}}, "'zero_optimization.compute_grad_norm' is off"),
+        ({"zero_optimization": {"compute_grad_norm": False}}, "'zero_optimization': .*only with ZeRO Stage 1 or 2$"),
         ({"bf16": {"enabled": False, "check_grad_overflow": False}}, "'bf16.check_grad_overflow' is off"),
         ({"data_types": {"grad_accum_type": "fp32"}}, "'data_types.grad_accum_type': unknown key; did you mean 'grad_accum_dtype'"),
     ],
@@ -127,6 +129,13 @@ def test_slips_are_refused(tmp_path: Path) -> None:
 def test_wrong_sections_are_refused_before_anything_is_built(tmp_path: Path, content: dict, expected: str) -> None:
     with pytest.raises(EngineError, match=expected):
         check_engine(config(write(tmp_path, **content)), "cpu")
+
+
+def test_older_releases_know_fewer_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    from deepspeed.runtime import constants
+
+    monkeypatch.delattr(constants, "KEEP_IN_FP32_MODULES", raising=False)
+    check_engine(config("ds_configs/zero2.json"), "cpu")
 
 
 def test_what_the_recipe_contradicts_is_refused_before_anything_is_built() -> None:

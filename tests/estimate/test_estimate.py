@@ -13,7 +13,7 @@ from mtvl.backbones.clip_config import by_preset
 from mtvl.backbones.clip_t5_config import ClipT5Config
 from mtvl.cli import DEFAULT_RECIPE, RECIPES, main
 from mtvl.config import RunConfig, load_run_config
-from mtvl.errors import ConfigError
+from mtvl.errors import ConfigError, EngineError
 from mtvl.estimate.devices import TABLE, load_device
 from mtvl.estimate.report import Work, estimate_rows, layouts, trace_work
 from mtvl.estimate.shapes import largest_batch, rows_of
@@ -182,8 +182,14 @@ def test_layouts_follow_the_engine_file(tmp_path: Path, config: RunConfig) -> No
     )
     found = layouts(replace(config, engine=replace(config.engine, file=str(file))), 2)
     assert [x.stage for x in found] == [0, 1, 2, 3, 3] and found[-1].offload_param and found[-1].reuse == 5
-    with pytest.raises(ConfigError, match="'train.precision' is bf16 but the engine file"):
+    with pytest.raises(EngineError, match="'train.precision' is bf16 but the engine file"):
         layouts(replace(config, train=replace(config.train, precision="bf16")), 2)
+    config = replace(config, engine=replace(config.engine, file=str(file)))
+    file.write_text('{"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}}')
+    assert layouts(config, 2)[2].bucket == Layout.bucket
+    file.write_text('{"zero_optimization": {"stage": 2, "compute_grad_norm": false}}')
+    with pytest.raises(EngineError, match="'zero_optimization.compute_grad_norm' is off"):
+        layouts(config, 2)
 
 
 def test_every_device_is_complete() -> None:

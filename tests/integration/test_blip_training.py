@@ -201,6 +201,14 @@ def test_captions_of_the_published_model_begin_behind_a_prompt(recipe: Recipe, t
         )
 
 
+@pytest.mark.parametrize("method", ["adapter", "lora", "unitrans"])
+def test_what_joins_two_pictures_is_trained_with_every_method(recipe: Recipe, method: str) -> None:
+    """No file of a model of one picture holds it, so that a frozen one would stay as drawn."""
+    model = build_model(recipe("backbone.kind=nlvr2", "backbone.text.layers=8", f"petl.name={method}", tasks=["nlvr2"]))
+    drawn = {n for n, _ in model.named_parameters() if n.startswith("backbone.compare.") or ".cross.merge." in n}
+    assert len(drawn) == 8 and drawn <= set(model.trainable()) and drawn <= model.added()
+
+
 def test_the_published_model_of_two_pictures(recipe: Recipe, tmp_path: Path) -> None:
     """Trained and answered by its head; the loss is that of BLIP's own step."""
     config = recipe("backbone.kind=nlvr2", "train.steps=2", "optim.lr=1e-2", tasks=["nlvr2"])

@@ -85,7 +85,7 @@ def test_near_points_stay_near_in_a_plane() -> None:
     points = 4 * np.eye(6, 12)[groups] + random.normal(size=(72, 12)) * 0.5
     assert purity(tsne(points, 0)) > 0.99 > 0.9 > purity(pca(points)[0])
     assert np.array_equal(tsne(points, 0), tsne(points, 0))
-    assert all(np.isfinite(tsne(few, 0)).all() for few in (points[:3], np.repeat(points[:3], 4, 0)))
+    assert all(np.isfinite(tsne(few, 0)).all() for few in (points[:3], np.repeat(points[:3], 4, 0), points[[0, 0, 0]]))
 
 
 def test_main_components_are_those_of_the_covariance() -> None:

@@ -11,7 +11,7 @@ from mtvl.sites import Site
 _BLOCK = re.compile(r"(vision|text|decoder)\.(?:blocks|layers)\.(\d+)\.(.+)")
 _STACKS = {"vision": "visual", "text": "encoder", "decoder": "decoder"}
 _ATTENTION = {"attn": "self_attn", "cross": "cross_attn"}
-_HEADS = {"contrast", "match", "compare"}
+_HEADS = {"contrast", "match"}
 
 
 def site_table(model: nn.Module) -> list[Site]:
@@ -40,9 +40,11 @@ def _kind(path: str) -> tuple[str, str, int]:
         if part == "ffn":
             return f"ffn.{inner}", stack, layer
         if inner == "merge":
-            return "head", stack, -1  # no checkpoint of one picture holds it
+            return "answers", stack, -1  # no file of a model of one picture holds it
         return f"{_ATTENTION[part]}.{inner.rpartition('.')[2]}", stack, layer
     root = path.partition(".")[0]
+    if root == "compare":
+        return "answers", "encoder", -1
     if root in _HEADS:
         return "head", "encoder", -1
     if root == "temperature":
