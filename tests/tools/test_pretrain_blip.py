@@ -57,7 +57,8 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]
         "checkpoint.every_steps=2",
         "data.workers=0",
     ]
-    common = [f"data.root={tmp_path / 'data'}", *small, *SIZES, "engine.file=ds_configs/zero0.json"]
+    common = [f"data.root={tmp_path / 'data'}", *small, *SIZES]
+    common += ["engine.file=ds_configs/zero0.json", "train.precision=fp32"]
 
     def run(out: str, *overrides: str, recipe: Path = tmp_path / "walls.yaml") -> int:
         return main([str(tmp_path / out), "--recipe", str(recipe), *common, *overrides])
