@@ -83,15 +83,14 @@ def test_stopped_and_resumed_it_is_the_same_backbone(
         patched.setattr(Engine, "train_step", stop_at_two)
         assert start("stopped") == STOPPED_BY_SIGNAL and not (tmp_path / "stopped/backbone.json").exists()
     assert start("stopped") == 0
-    for file in ("model.safetensors", "tokenizer.json"):
+    for file in ("model.safetensors", "tokenizer.json", "backbone.json"):
         assert (tmp_path / "straight" / file).read_bytes() == (tmp_path / "stopped" / file).read_bytes()
-    first, second = (json.loads((tmp_path / n / "backbone.json").read_text()) for n in ("straight", "stopped"))
-    assert first["recipe"]["held_out"] == second["recipe"]["held_out"]
+    first = json.loads((tmp_path / "straight" / "backbone.json").read_text())
     numbers = first["recipe"]["held_out"]["walls"]
     assert numbers["val_loss_seen"] > 0 and numbers["val_loss_unseen"] != numbers["val_loss_seen"]
     assert numbers["num_items"] == 4 and 0 <= numbers["ir1"] <= numbers["ir5"] == 100
     assert first["recipe"]["step"] == 4 and first["recipe"]["samples"] == {"walls": 16}
-    assert first["recipe"]["versions"]["torch"] and first["recipe"]["train_seconds"] >= 0
+    assert first["recipe"]["versions"]["torch"]
     assert start("straight") == 2 and "holds a finished backbone already" in capsys.readouterr().err
 
 
