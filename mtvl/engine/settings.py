@@ -94,12 +94,8 @@ def check_sections(config: RunConfig) -> None:
                 own = len(wrong["loc"]) == 1  # else of a section inside
                 what = "unknown key" + (f"; {near_names(str(wrong['loc'][0]), kind.model_fields)}" if own else "")
             raise EngineError(f"{config.engine.file}: '{place}': {what}") from None
-    names = (
-        "GRAD_ACCUM_DTYPE",
-        "PARAM_DTYPE",
-        "BUFFER_DTYPE",
-        "KEEP_IN_FP32_MODULES",
-    )  # the last is new in DeepSpeed 0.19.8
+    # The last is new in DeepSpeed 0.19.8.
+    names = ("GRAD_ACCUM_DTYPE", "PARAM_DTYPE", "BUFFER_DTYPE", "KEEP_IN_FP32_MODULES")
     dtypes = [getattr(constants, name) for name in names if hasattr(constants, name)]
     for key in values.get("data_types", {}):
         if key not in dtypes:  # DeepSpeed passes over it

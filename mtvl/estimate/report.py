@@ -88,9 +88,8 @@ def layouts(config: RunConfig, world_size: int) -> list[Layout]:
     values = read_engine_file(config.engine.file)
     check_sections(config)
     check_agreement(config, values)
-    zero = {
-        key: value for key, value in values.get("zero_optimization", {}).items() if value != "auto"
-    }  # DeepSpeed's default
+    given = values.get("zero_optimization", {})
+    zero = {key: value for key, value in given.items() if value != "auto"}  # which is DeepSpeed's default
     precision = precision_of(values)
     common = Layout(
         0, world_size, precision, config.optim.name,
