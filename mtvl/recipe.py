@@ -24,7 +24,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         folder = Path(path).parent
         known = [p.name for p in folder.glob("*.yaml")] if folder.is_dir() else []
-        raise ConfigError(f"no file {path}; {near_names(Path(path).name, known)}") from None
+        near = near_names(Path(path).name, known) if known else f"there is no .yaml file in {folder.absolute()}"
+        raise ConfigError(f"no file {path}; {near}") from None
     except (OSError, UnicodeDecodeError) as error:
         found = error.strerror if isinstance(error, OSError) else f"bytes that are no text ({error.reason})"
         raise ConfigError(f"{path}: expected a YAML file, found: {found}") from None

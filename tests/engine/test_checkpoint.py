@@ -349,6 +349,18 @@ def test_two_starts_in_one_second_have_folders_of_their_own(tmp_path: Path, monk
     assert cp.run_folder(found[0], Path("tiny.yaml")) == found[0] and os.readlink("runs/latest") == "tiny-now"
 
 
+def test_the_link_that_another_start_makes_first_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cp.run_folder(None, Path("tiny.yaml"))
+
+    def unlink(link: Path, missing_ok: bool = False) -> None:
+        os.unlink(link)
+        os.symlink("of-another", link)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    assert cp.run_folder(None, Path("tiny.yaml")).is_dir() and os.readlink("runs/latest") == "of-another"
+
+
 def test_done_record(tmp_path: Path) -> None:
     assert cp.read_done(tmp_path) is None
     cp.write_done(tmp_path, 12, {"vqa": 51.5})
