@@ -52,7 +52,7 @@ class DataConfig:
     fill: str = (
         "eager"  # eager | lazy: features that are not stored yet are computed before training, or when first read
     )
-    max_examples: int = 0  # per task and split; 0 = all. Scores say how many items they rest on.
+    max_examples: int = 0  # per task and split, evenly spread; 0 = all. Scores say how many items they rest on.
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     @property
@@ -173,6 +173,7 @@ class EvaluateConfig:
     num_beams: int = 0
     captions_tokenizer: str = "auto"  # auto | ptb | python
     bootstrap: int = 1000
+    max_examples: int = 0  # as data.max_examples, of the splits other than train; the smaller of both holds
 
 
 @dataclass(frozen=True)
@@ -365,6 +366,7 @@ def _check_numbers(config: RunConfig) -> None:
             raise ConfigError(f"'{key}' must be above 0, found {number}")
     not_negative = {
         "data.workers": config.data.workers, "data.max_examples": config.data.max_examples,
+        "evaluate.max_examples": config.evaluate.max_examples,
         "train.stuck_seconds": config.train.stuck_seconds, "train.validate_every": config.train.validate_every, "train.validate_examples": config.train.validate_examples,
         "optim.clip_norm": config.optim.clip_norm, "optim.weight_decay": config.optim.weight_decay,
         "optim.backbone_lr_scale": config.optim.backbone_lr_scale, "pairs.ramp_steps": config.pairs.ramp_steps,

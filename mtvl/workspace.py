@@ -139,14 +139,15 @@ class Workspace:
         self._examples: dict[tuple[str, str], list[Example]] = {}
 
     def examples(self, task: str, split: str) -> list[Example]:
-        """Examples of a split (read once), cut to `data.max_examples` evenly spread rows when that is set."""
+        """Examples of a split (read once), cut to evenly spread rows where `max_examples` of data or evaluate is set."""
         key = (task, split)
         if key not in self._examples:
             sieve = self._sieve(task, split)
             rows = list(self.tasks[task].examples(split) if sieve is None else self._usable[task](split, sieve))
             self._check_shards(task, split)
-            limit = self.config.data.max_examples
-            if limit and len(rows) > limit:
+            limits = (self.config.data.max_examples, 0 if split == "train" else self.config.evaluate.max_examples)
+            limit = min(filter(None, limits), default=len(rows))
+            if len(rows) > limit:
                 rows = [rows[i * len(rows) // limit] for i in range(limit)]
             self._examples[key] = rows
         return self._examples[key]
