@@ -82,6 +82,15 @@ def test_a_span_takes_its_frames_and_text_takes_all(recipe: Recipe) -> None:
     assert (part <= whole).all() and (part < whole).any()
 
 
+@pytest.mark.parametrize(
+    ("data", "scored", "rows"), [(0, 0, (40, 32)), (0, 7, (40, 7)), (9, 0, (9, 9)), (5, 7, (5, 5)), (9, 7, (9, 7))]
+)
+def test_scores_may_rest_on_fewer_rows_than_training(recipe: Recipe, data: int, scored: int, rows: tuple) -> None:
+    config = recipe(f"data.max_examples={data}", f"evaluate.max_examples={scored}", tasks=["tvqa"])
+    space = Workspace(config, build_model(config).backbone, say=lambda _: None)
+    assert tuple(len(space.examples("tvqa", split)) for split in ("train", "test")) == rows
+
+
 def test_shards_give_the_same_run_as_folders(recipe: Recipe, tmp_path: Path) -> None:
     pytest.importorskip("webdataset")
     sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
