@@ -9,7 +9,6 @@ functions with ranks in mind decide on rank 0 and tell the others.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mtvl import dist
+from mtvl.data.shards import sha256_of
 from mtvl.errors import FULL_DISK, CheckpointError, ConfigError, MtvlError
 
 FORMAT = 1
@@ -130,7 +130,7 @@ def _make_empty(folder: Path) -> None:
 def _seal(folder: Path, final: Path, state: Mapping[str, Any]) -> None:
     (folder / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    entries = {str(p.relative_to(folder)): {"size": p.stat().st_size, "sha256": _sha256(p)} for p in files}
+    entries = {str(p.relative_to(folder)): {"size": p.stat().st_size, "sha256": sha256_of(p)} for p in files}
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps({"format": FORMAT, "files": entries}, indent=1), encoding="utf-8")
     for path in [*files, manifest, folder]:
@@ -144,11 +144,6 @@ def _seal(folder: Path, final: Path, state: Mapping[str, Any]) -> None:
     else:
         os.replace(folder, final)
     flush(final.parent)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flush(path: Path) -> None:
@@ -170,7 +165,7 @@ def damage(folder: Path) -> str | None:
                 return f"{name} is missing"
             if path.stat().st_size != entry["size"]:
                 return f"{name} has {path.stat().st_size} bytes, expected {entry['size']}"
-            if _sha256(path) != entry["sha256"]:
+            if sha256_of(path) != entry["sha256"]:
                 return f"{name} was changed (sha256 differs)"
         if STATE not in files:
             return f"{MANIFEST} does not list {STATE}"

@@ -49,9 +49,7 @@ class DataConfig:
     text_only: bool = False  # the visual input is zeroed (the text-only baseline)
     frame_seconds: float = 1.5  # distance of the frames taken from a video; stored features must have been taken so too
     video_decoder: str = "auto"  # auto | decord | torchcodec | pyav
-    fill: str = (
-        "eager"  # eager | lazy: features that are not stored yet are computed before training, or when first read
-    )
+    fill: str = "eager"  # eager | lazy: features that are not stored are computed before training, or when first read
     max_examples: int = 0  # per task and split, evenly spread; 0 = all. Scores say how many items they rest on.
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
@@ -366,13 +364,12 @@ def _check_numbers(config: RunConfig) -> None:
             raise ConfigError(f"'{key}' must be above 0, found {number}")
     not_negative = {
         "data.workers": config.data.workers, "data.max_examples": config.data.max_examples,
-        "evaluate.max_examples": config.evaluate.max_examples,
         "train.stuck_seconds": config.train.stuck_seconds, "train.validate_every": config.train.validate_every, "train.validate_examples": config.train.validate_examples,
         "optim.clip_norm": config.optim.clip_norm, "optim.weight_decay": config.optim.weight_decay,
         "optim.backbone_lr_scale": config.optim.backbone_lr_scale, "pairs.ramp_steps": config.pairs.ramp_steps,
         "pairs.smoothing": config.pairs.smoothing, "pairs.agreement": config.pairs.agreement,
         "pairs.language": config.pairs.language, "pairs.agreement_temperature": config.pairs.agreement_temperature,
-        "data.augment.operations": config.data.augment.operations,
+        "data.augment.operations": config.data.augment.operations, "evaluate.max_examples": config.evaluate.max_examples,
         "evaluate.num_beams": config.evaluate.num_beams, "optim.tower.lr": config.optim.tower.lr, "optim.eps": config.optim.eps,
     }  # fmt: skip
     for key, number in not_negative.items():

@@ -20,6 +20,7 @@ from typing import Any
 from mtvl.backbones.clip_config import bundled_folder
 from mtvl.config import RunConfig, read_yaml, to_plain
 from mtvl.data.miniworld.write import VERSION as MINIWORLD
+from mtvl.data.shards import sha256_of
 from mtvl.errors import CheckpointError
 from mtvl.export import find_export, read_config
 from mtvl.tasks.files import task_file
@@ -71,8 +72,7 @@ def _content_digest(path: Path) -> str:
     digest = hashlib.sha256()
     for file in [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file()):
         digest.update(file.relative_to(path).as_posix().encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(bytes.fromhex(sha256_of(file)))
     return digest.hexdigest()[:16]
 
 
