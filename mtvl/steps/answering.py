@@ -77,14 +77,14 @@ def compare_step(
 @torch.no_grad()
 def rank_answers(
     decode: Callable[[Any, torch.Tensor], torch.Tensor], memory: Any, answers: Sequence[Sequence[int]], top: int,
-    *, smoothing: float = SMOOTHING, chunk: int = 8,
+    *, smoothing: float = SMOOTHING, chunk: int = 8, pass_common: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """The `top` of a list of answers by their first token, scored by their whole log-likelihood.
 
     `decode(memory, ids (B, T)) -> logits (B, T, K)` teacher-forced, -100 where ignored; `memory.repeat(n)` has each row n
-    times; `answers` are A wrapped targets. Tokens with which all answers begin are passed over. Returns indices (B, top),
-    scores (B, top) and chances (B, A) of first tokens. `chunk` answers of each row are decoded at a time, so that all ranks
-    take as many passes.
+    times; `answers` are A wrapped targets. Tokens with which all answers begin are passed over; with `pass_common` off they are
+    not, as in BLIP. Returns indices (B, top), scores (B, top) and chances (B, A) of first tokens. `chunk` answers of each row
+    are decoded at a time, so that all ranks take as many passes.
 
     *Source:* BLIP's ranking, whose score is the smoothed loss, summed and not divided by length; `smoothing` 0 gives the
     likelihood itself.
@@ -92,7 +92,7 @@ def rank_answers(
     device = memory.hidden.device
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(a) for a in answers], True, IGNORED).to(device)
     begin = 0
-    while begin < ids.shape[1] - 1 and bool((ids[:, begin] == ids[0, begin]).all()):
+    while pass_common and begin < ids.shape[1] - 1 and bool((ids[:, begin] == ids[0, begin]).all()):
         begin += 1
     first = decode(memory, ids[:1, : begin + 1].expand(len(memory.hidden), -1))[:, begin]
     chances = torch.softmax(first.float(), 1)[:, ids[:, begin]]

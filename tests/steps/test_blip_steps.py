@@ -216,6 +216,8 @@ def test_answers_are_ranked_as_one_by_one() -> None:
     _, _, later = rank_answers(model.decode, memory, begun, 3)
     after = torch.softmax(model.decode(memory, torch.tensor([[9, 5]] * 3))[:, 1], 1)
     assert torch.allclose(later, after[:, [answer[0] for answer in listed]], atol=1e-6)
+    _, _, equal = rank_answers(model.decode, memory, begun, 3, pass_common=False)
+    assert torch.equal(equal, equal[:, :1].expand_as(equal))  # by the place that all share
 
 
 def test_answers_weigh_and_repeat_their_questions() -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
@@ -24,6 +27,28 @@ CASES = {
     ),
     "unitrans": ("paper_mcam", "paper_qasn", "paper_vcra"),
 }  # fmt: skip
+
+
+Edit = Callable[[dict[str, Any], dict[str, torch.Tensor]], None]
+Edited = Callable[[str, str, Edit], str]
+
+
+@pytest.fixture
+def edited(golden: Path, tmp_path: Path) -> Edited:
+    """`edited(FAMILY, CASE, edit)`: a folder with this case alone, after `edit` has changed its facts and tensors."""
+
+    def make(family: str, case: str, edit: Edit) -> str:
+        source, copy = golden / family / case, tmp_path / "x"
+        facts = json.loads(source.with_suffix(".json").read_text())
+        file = source.with_suffix(".safetensors")
+        tensors = load_file(str(file)) if file.exists() else {}
+        edit(facts, tensors)
+        if tensors:
+            save_file(tensors, str(copy.with_suffix(".safetensors")))
+        copy.with_suffix(".json").write_text(json.dumps(facts))
+        return str(tmp_path)
+
+    return make
 
 
 @pytest.mark.parametrize("family", CASES)
@@ -44,11 +69,107 @@ def test_recorded_cases_pass(golden: Path, family: str, capsys: pytest.CaptureFi
     ],
 )
 def test_a_falsified_number_fails(
-    golden: Path, tmp_path: Path, family: str, case: str, key: str, capsys: pytest.CaptureFixture[str]
+    edited: Edited, family: str, case: str, key: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tensors = load_file(str(golden / family / f"{case}.safetensors"))
-    tensors[key] = tensors[key] * 1.001
-    save_file(tensors, str(tmp_path / "x.safetensors"))
-    (tmp_path / "x.json").write_text(json.dumps(json.loads((golden / family / f"{case}.json").read_text())))
-    assert main([str(tmp_path)]) == 1
+    def falsify(facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        tensors[key] = tensors[key] * 1.001
+
+    assert main([edited(family, case, falsify)]) == 1
     assert capsys.readouterr().out.startswith(f"FAIL {case}")
+
+
+def without(*parts: str) -> Edit:
+    """Facts of these names, and tensors whose names hold one of them, are left out."""
+
+    def edit(facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        for part in parts:
+            facts.pop(part, None)
+        for name in [n for n in tensors if any(part in n for part in parts)]:
+            del tensors[name]
+
+    return edit
+
+
+def without_second_names(facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    for names in facts["tied"].values():
+        for name in names:
+            del tensors[f"state/{name}"]
+
+
+@pytest.mark.parametrize(
+    ("family", "case", "edit"),
+    [
+        ("blip", "caption", without("generate/greedy")),
+        ("blip", "caption", without_second_names),
+        ("blip", "pretrain", without_second_names),
+        ("blip", "nlvr2", without("expect/grad/", "counts", "tied")),
+        ("blip", "retrieval", without("embed_dim")),
+        ("blip", "retrieval_metrics", without("video_protocol", "expect_median_rank")),
+        ("uniadapter", "retrieval_image_as_coded", without("embed_dim", "frozen_by_name_accident")),
+    ],
+)
+def test_what_was_not_recorded_is_not_asked_for(edited: Edited, family: str, case: str, edit: Edit) -> None:
+    assert main([edited(family, case, edit), "--require-all"]) == 0
+
+
+def with_total(facts: dict[str, Any], tensors: dict[str, torch.Tensor], rank: int = 1) -> None:
+    own = f"expect/rank{rank}/"
+    tensors[own + "loss_total"] = tensors[own + "loss_itc"] + tensors[own + "loss_itm"]
+
+
+def with_average(facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    pair = [tensors[f"state/{name}.weight"] for name in ("text_proj_m", "text_proj")]
+    tensors["expect/after/text_proj_m.weight"] = torch.lerp(pair[1], pair[0], facts["momentum"])
+
+
+def with_other_search(facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """The search of two beams once more, its shortest length said by the case instead of its name."""
+    keep = {
+        k.replace("beam2_min1", "beam2"): v for k, v in tensors.items() if "/generate/" not in k or "beam2_min1" in k
+    }
+    tensors.clear()
+    tensors.update(keep)
+    facts["conventions"]["generate"] = facts["conventions"]["generate"].replace("min_length 6", "min_length 1")
+
+
+@pytest.mark.parametrize(
+    ("case", "edit"),
+    [
+        ("retrieval_two_ranks", with_total),
+        ("retrieval_two_ranks", with_average),
+        ("caption", with_other_search),
+    ],
+)
+def test_what_a_case_may_record_too_is_compared(edited: Edited, case: str, edit: Edit) -> None:
+    assert main([edited("blip", case, edit), "--require-all"]) == 0
+
+    def wrong(facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        before = set(tensors)
+        edit(facts, tensors)
+        for name in set(tensors) - before:
+            tensors[name] = tensors[name] + 1
+
+    assert main([edited("blip", case, wrong), "--require-all"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("max_length 12", "max_length 9", "beyond generate/beam3/ids"),
+        ("max_length 12", "length 12", "expected 'max_length NUMBER' in conventions.generate"),
+        ("[11, 12, 13]", "[11, 12]", "beyond generate/greedy/ids"),
+        ("/beam3/", "/beam3_min1/", "beyond generate/beam3_min1/ids"),
+        ("/beam3/", "/sampled/", "unknown search 'sampled'; known: greedy and beamN"),
+    ],
+)
+def test_searches_are_those_of_the_case(
+    edited: Edited, old: str, new: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def edit(facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        facts["conventions"] = json.loads(json.dumps(facts["conventions"]).replace(old, new))
+        renamed = {name.replace(old, new): tensor for name, tensor in tensors.items()}
+        tensors.clear()
+        tensors.update(renamed)
+
+    assert main([edited("blip", "caption", edit), "--verbose"]) == 1
+    assert message in capsys.readouterr().out

@@ -11,7 +11,7 @@ import torch
 from mtvl.backbones.blip import Blip, BlipBackbone, BlipConfig
 from mtvl.backbones.blip.keys import ALIASES, to_original
 from mtvl.backbones.blip.loading import load_original, momentum_of
-from mtvl.objectives.contrast import matching_labels
+from mtvl.objectives.contrast import hard_targets, matching_labels
 from mtvl.steps.retrieval import RetrievalLosses, RetrievalOptions, RetrievalStep
 from parity.report import EXACT, Case, Report, Tolerance
 
@@ -30,8 +30,9 @@ def build(case: Case, report: Report, **vision: Any) -> BlipBackbone:
     seen, read = (dict(case.facts["dims"][name]) for name in ("vision", "text"))
     ids = case.facts["conventions"]["special_token_ids"]
     kind = MODEL_KINDS.get(case.facts["kind"], case.facts["kind"])
+    state = with_second_names(case)
     config = BlipConfig(
-        kind=kind, embed_dim=case.facts.get("embed_dim", 256),
+        kind=kind, embed_dim=embed_dim(case.facts, state),
         vision={"width": seen["width"], "layers": seen["depth"], "heads": seen["heads"], "patch": seen["patch"],
                 "mlp_ratio": seen["mlp_ratio"], "image_size": seen["image_size"], "norm_eps": seen["ln_eps"],
                 "drop_path": seen["drop_path"]},
@@ -40,7 +41,6 @@ def build(case: Case, report: Report, **vision: Any) -> BlipBackbone:
               "dropout": read["dropout"], "eos_id": ids["sep"], "pad_id": ids["pad"]},
     )  # fmt: skip
     model = BlipBackbone.build(config).train()
-    state = case.under("state/")
     loaded = load_original(model, state, str(case.file))
     report.equal("tensors that start at random", sorted(loaded.fresh), [])
     names = {"dec_bos": model.text_shape.dec_id, "enc": model.text_shape.enc_id}
@@ -52,6 +52,21 @@ def build(case: Case, report: Report, **vision: Any) -> BlipBackbone:
     kept = {name: state[name] for name in state if name not in loaded.unused or name in ALIASES}
     report.tensors("state under original names", back, kept, EXACT)
     return model
+
+
+def with_second_names(case: Case) -> dict[str, torch.Tensor]:
+    """The recorded state; what is tied stands there under all of its names."""
+    state = case.under("state/")
+    for first, others in case.facts.get("tied", {}).items():
+        for name in others:
+            if first in state:
+                state.setdefault(name, state[first])
+    return state
+
+
+def embed_dim(facts: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> int:
+    """Width of the features that are contrasted; BLIP's where there are none."""
+    return facts.get("embed_dim") or len(state.get("vision_proj.weight", range(256)))
 
 
 def make_step(case: Case, model: Blip, report: Report, options: RetrievalOptions) -> RetrievalStep:
@@ -84,6 +99,16 @@ def retrieval_options(case: Case, **further: Any) -> RetrievalOptions:
 
 
 # ---- comparing ---------------------------------------------------------------------------------------------------
+
+
+def blocks_of(model: Blip) -> dict[str, torch.nn.Module]:
+    """Blocks of the vision tower under the names of their recorded outputs."""
+    return {f"visual_block_{i}": block for i, block in enumerate(model.vision.blocks)}
+
+
+def layers_of(model: Blip) -> dict[str, torch.nn.Module]:
+    """These and the decoder's layers."""
+    return blocks_of(model) | {f"decoder_layer_{i}": layer for i, layer in enumerate(model.decoder.layers)}
 
 
 @contextmanager
@@ -126,8 +151,10 @@ def compare_gradients(
 
 
 def compare_named(case: Case, report: Report, found: Mapping[str, torch.Tensor], prefix: str) -> None:
-    """Gradients under original names."""
+    """Gradients under original names; none where none were recorded."""
     expected = case.under(prefix)
+    if not expected:
+        return
     label = prefix.removeprefix("expect/").rstrip("/")
     report.tensors(label, found, expected, GRAD)
     shared = sorted(found.keys() & expected.keys())
@@ -165,3 +192,15 @@ def compare_layers(case: Case, report: Report, runs: Mapping[str, list[torch.Ten
             compare(case, report, {name.replace("text_layer_", "multimodal_pos_layer_"): outputs[2]})
     last = f"text_layer_{sum(name.startswith('text_layer_') for name in runs) - 1}"
     compare(case, report, {"text_hidden": runs[last][0], "text_hidden_m": runs[last][1]})
+
+
+def compare_targets(case: Case, report: Report, ids: torch.Tensor, prefix: str = "") -> None:
+    """The hard targets (B, B + Q) of a batch with these `ids` before the queue."""
+    if (expected := case.get(f"expect/{prefix}targets_hard")) is None:
+        return
+    if case.facts["kind"] == "pretrain":
+        found = torch.eye(len(ids), expected.shape[1])
+    else:
+        size = expected.shape[1] - len(ids)
+        found = hard_targets(ids, torch.cat([ids, case.under("state/")["idx_queue"][0][:size]]))
+    report.close(f"{prefix}targets_hard", found, expected, FORWARD)

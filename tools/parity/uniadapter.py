@@ -19,7 +19,18 @@ from mtvl.objectives.frames import frame_weights, key_scales
 from mtvl.petl.share import TaskBank
 from mtvl.steps.retrieval import RetrievalOptions, RetrievalStep
 from parity.blip import check_answers
-from parity.blip_parts import compare, compare_layers, compare_named, compare_step, fill_queue, outputs_of
+from parity.blip_parts import (
+    blocks_of,
+    compare,
+    compare_layers,
+    compare_named,
+    compare_step,
+    compare_targets,
+    embed_dim,
+    fill_queue,
+    outputs_of,
+    with_second_names,
+)
 from parity.report import Case, Report, check_kind
 from parity.uniadapter_paper import check_cross_modal, check_pfa, check_unimodal, hooks, make_banks
 
@@ -77,8 +88,9 @@ def build(case: Case, report: Report, kind: str) -> tuple[Model, dict[str, str]]
     """The adapted model with the recorded state, in training mode, and our names of its adapters by the released ones."""
     dims, facts = case.facts["dims"], case.facts
     ids = facts["conventions"]["special_token_ids"]
+    state = with_second_names(case)
     config = BlipConfig(
-        kind=kind, embed_dim=facts.get("embed_dim", 256),
+        kind=kind, embed_dim=embed_dim(facts, state),
         vision={"width": dims["width"], "layers": dims["layers"], "heads": dims["vision_heads"], "patch": dims["patch"],
                 "mlp_ratio": dims["vision_mlp_ratio"], "image_size": dims["image_size"],
                 "norm_eps": dims["vision_ln_eps"], "drop_path": 0.0},
@@ -86,7 +98,7 @@ def build(case: Case, report: Report, kind: str) -> tuple[Model, dict[str, str]]
               "ffn": dims["text_intermediate"], "vocab": dims["vocab"], "positions": dims["max_positions"],
               "norm_eps": dims["text_ln_eps"], "dropout": 0.0, "eos_id": ids["sep"]},
     )  # fmt: skip
-    backbone, state = BlipBackbone.build(config), case.under("state/")
+    backbone = BlipBackbone.build(config)
     loaded = load_original(backbone, {n: t for n, t in state.items() if not is_adapter(n)}, str(case.file))
     report.equal("tensors that start at random", sorted(loaded.fresh), [])
     keys = facts["config"]["video_key_adapter"]
@@ -119,7 +131,7 @@ def compare_gradients(case: Case, report: Report, model: Model, names: Mapping[s
     compare_named(case, report, frozen, "expect/grad_frozen/")
     trained = {theirs.get(n) or original_name(n) for n, p in backbone.named_parameters() if p.requires_grad}
     never = set(case.facts.get("trainable_without_grad", ()))  # a second bank that is never called
-    accident = set(case.facts["frozen_by_name_accident"]) | {"temp"}
+    accident = {*case.facts.get("frozen_by_name_accident", ()), *(n for n in trained if "cross_modal" in n), "temp"}
     report.names("trained parameters", trained - accident, set(case.facts["trainable"]) - never - accident)
 
 
@@ -240,8 +252,7 @@ def check_retrieval(case: Case, report: Report) -> None:
             average.mul_(options.momentum).add_(own[name].detach(), alpha=1 - options.momentum)
     backbone.temperature.value.requires_grad_(True)
     batch = (inputs["image"], inputs["text_ids"], inputs["text_mask"].bool())
-    layers = {f"visual_block_{i}": b for i, b in enumerate(backbone.vision.blocks)}
-    layers |= {f"text_layer_{i}": b for i, b in enumerate(backbone.text.layers)}
+    layers = blocks_of(backbone) | {f"text_layer_{i}": b for i, b in enumerate(backbone.text.layers)}
     negatives = (inputs["neg_image_for_text"], inputs["neg_text_for_image"])
     with outputs_of(layers) as runs:
         losses = step(backbone, *batch, inputs["idx"], facts["alpha"], negatives=negatives)
@@ -307,6 +318,7 @@ def compare_after(
         "after/image_queue": queue.image.T, "after/text_queue": queue.text.T, "after/idx_queue": queue.ids[None],
         "after/ptr_queue": queue.place.reshape(1),
     })  # fmt: skip
+    compare_targets(case, report, case.under("input/")["idx"])
     averages = step.teacher.averages()
     plain = to_original({n: t for n, t in averages.items() if not n.startswith("common.")}, backbone.vision_shape.patch)
     found = {**plain, **{name: averages[ours] for name, ours in names.items()}}
@@ -318,8 +330,5 @@ def compare_after(
 def check_vqa(case: Case, report: Report) -> None:
     """Weighted answers and their ranking; the decoder has the encoder's adapters."""
     model, names = build(case, report, "vqa")
-    with outputs_of({f"decoder_layer_{i}": b for i, b in enumerate(model.backbone.decoder.layers)}) as runs:
-        out = check_answers(case, report, model.backbone)
-    out.loss.backward()
-    compare(case, report, {name: outputs[0] for name, outputs in runs.items()})
+    check_answers(case, report, model.backbone).loss.backward()
     compare_gradients(case, report, model, names)

@@ -19,8 +19,8 @@ from mtvl.petl.uniadapter import UniBlock, branches
 from mtvl.sites import Site
 from parity.report import Case, Report, Tolerance
 
-EQUATION = Tolerance(atol=1e-6)
-EQUATION_GRAD = Tolerance(atol=1e-5)
+EQUATION = Tolerance(atol=1e-6, rtol=1e-6)  # recorded in float32
+EQUATION_GRAD = Tolerance(atol=1e-5, rtol=1e-6)
 PAPER_PARTS = {"down": "down", "up_visual": "up_v", "up_text": "up_t", "up_fusion": "up_c"}
 
 

@@ -77,7 +77,7 @@ def check(case: Case, report: Report) -> None:
     tasks = {key.split("/")[1] for key in case.tensors if key.startswith("expect/")} - {"mixed"}
     report.names("recorded tasks", tasks, facts["record_tasks"])
     searches = {key.split("/")[3] for key in case.tensors if "/generate/" in key}
-    report.names("recorded searches", searches, facts.get("generation", ()))
+    report.names("recorded searches", searches, facts.get("generation") or ())
     for task in facts["record_tasks"]:
         batch = make_batch(case, task)
         check_forward(case, report, model, task, batch)
