@@ -59,7 +59,7 @@ def evaluate_parser() -> argparse.ArgumentParser:
 
 
 def run_train(arguments: Sequence[str]) -> int:
-    """`train`."""
+    """`train`: one model on several tasks, also by `deepspeed launch/train.py`."""
     args = train_parser().parse_intermixed_args(arguments)
     config = load_run_config(args.recipe, args.tasks, args.overrides)
     from mtvl.checkpoint import run_folder  # slow imports only after the recipe has been checked
@@ -71,7 +71,7 @@ def run_train(arguments: Sequence[str]) -> int:
 
 
 def run_evaluate(arguments: Sequence[str]) -> int:
-    """`evaluate`."""
+    """`evaluate`: scores of a run or an export on several tasks."""
     args = evaluate_parser().parse_intermixed_args(arguments)
     from mtvl.engine import lost_ranks_named, start
     from mtvl.evaluate import evaluate
@@ -340,7 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
-        lines = [f"  {name:9} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
+        lines = [f"  {name:10} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
         print("usage: mtvl VERB ...\n\n" + "\n".join(lines) + "\n\nmtvl VERB --help lists the flags of a verb.")
         return 0 if arguments else 2
     code = 1

@@ -3,7 +3,7 @@
     python tools/check_stages.py [--out FOLDER] [--methods lora,half_up,...] [--stages 0,1,2,3] [--worlds 1,2]
                                  [--cells NAME,...] [--steps 12] [--json] [key=value ...]
 
-Two kinds of cells: three steps of every method on tiny random backbones, in which parts of idle tasks must stand still bit
+Two kinds of cells: three steps of every method but the linear probe on tiny random backbones, in which parts of idle tasks must stand still bit
 for bit (named as lora-zero3-world2), and whole runs of a recipe with dropout 0 in fp32 on
 generative tasks that take turns, two a step, in two micro-batch splits (half_up-zero2-world2-micro4). Both are held against
 plain PyTorch loops (tools/stage_checks). `--out` keeps every cell as it is measured: the same command goes on where it was

@@ -6,7 +6,7 @@
 
 RUN is a run folder or an export. `peft` (method `lora`): OUT holds adapter_config.json and adapter_model.safetensors, or
 a folder with both for each task where tasks have adapters of their own; `PeftModel.from_pretrained(base, OUT)` loads it
-onto the plain language model. `merged` (`lora`, `ia3`, and methods that add nothing): OUT is a plain transformers model
+onto the plain language model. `merged` (`lora`, `ia3`, `vcra`, and methods that add nothing): OUT is a plain transformers model
 for `AutoModelForSeq2SeqLM.from_pretrained`, with the tokenizer where the backbone has one. Both have visual.safetensors
 beside them: the visual embedding and the token rows of the visual slots, which no language model has.
 

@@ -35,7 +35,7 @@ def task_text(own: OwnSet, counts: Mapping[str, int], *, has_videos: bool) -> st
         decoding = f"mode: rank, choices: [{names}], max_tokens: {tokens}"
     lines = [
         f"# Made by tools/prepare.py from {own.source.name}. Yours to edit: an edited file is kept when you prepare again.",
-        "# docs/tutorial_own_data.md explains the keys.",
+        "# The class TaskConfig in mtvl/tasks/base.py says what each key means.",
         f"kind: {own.kind}",
         f"primary: {primary}",
         "# Stands before every text. The same prompt as in a benchmark continues what was learned there.",
