@@ -83,9 +83,10 @@ def test_a_slurm_job_that_was_stopped_queues_itself_again(stand_ins: Path) -> No
     assert start(stand_ins, "slurm.sbatch", "--run", "r", **where).returncode == 0
     assert calls(stand_ins) == ["srun --kill-on-bad-exit=1 launch/multi_node/rank.sh --run r"]
     assert start(stand_ins, "slurm.sbatch", "--run=r", **where).returncode == 0
-    (stand_ins / "srun.code").write_text("143")
-    assert start(stand_ins, "slurm.sbatch", "--run", "r", **where).returncode == 143
-    assert calls(stand_ins)[-1] == "scontrol requeue 7"
+    for code in (2, 143, 75):  # wrong settings; saved and stopped; a rank that was lost
+        (stand_ins / "srun.code").write_text(str(code))
+        assert start(stand_ins, "slurm.sbatch", "--run", "r", **where).returncode == code
+        assert (calls(stand_ins)[-1] == "scontrol requeue 7") == (code != 2)
 
 
 def test_torchrun_keeps_the_flags_apart(stand_ins: Path) -> None:
