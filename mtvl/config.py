@@ -258,7 +258,7 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return a copy of nested `values` with `a.b=c` overrides set; the right side is read as YAML.
+    """Return a copy of nested `values` with `a.b=c` overrides set; the right side is read as YAML. ConfigError names a bad one.
 
     Another `backbone.name` or `petl.name` drops the recipe's options of the old one, but none that is given beside it,
     in whatever order.
@@ -293,7 +293,7 @@ def _copy(value: Any) -> Any:
 
 
 def load_run_config(recipe: str | Path, tasks: Sequence[str] = (), overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a recipe with its bases, apply `--tasks` and overrides, check it as a whole.
+    """Read a recipe with its bases, apply `--tasks` and overrides, check it as a whole. ConfigError names the key.
 
     With `tasks` the recipe's settings for tasks of its own that are not among them are left out.
     """
@@ -312,7 +312,7 @@ def load_run_config(recipe: str | Path, tasks: Sequence[str] = (), overrides: Se
 
 
 def validate(config: RunConfig) -> None:
-    """Cross-field checks that need no data, model or device."""
+    """Cross-field checks that need no data, model or device; ConfigError names the key, with what was expected and found."""
     choices = {
         "mixture.law": (config.mixture.law, ("proportional", "equal", "temperature", "capped", "fixed")),
         "optim.name": (config.optim.name, ("adamw", "adamw_reference", "sgd")),

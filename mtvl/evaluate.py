@@ -38,7 +38,8 @@ def evaluate(
 
     Beside every score stand the number of items, a bootstrap interval, the constant baseline, and the text-only
     baseline when RUN/text_only holds a run that was trained with `data.text_only=true`.
-    Returns {task: {metric: value, "num_examples": n, ...}}.
+    Returns {task: {metric: value, "num_examples": n, ...}}. CheckpointError for no usable export, ConfigError for tasks that
+    it has no parts for and wrong settings, DataError for rows, pictures and videos that cannot be used.
     """
     device = start()
     say = print if dist.is_main() else (lambda _text: None)

@@ -54,7 +54,10 @@ def write_export(
     folder: Path, model: Model, config: RunConfig, *, state: Mapping[str, torch.Tensor] | None = None,
     rows: Mapping[str, torch.Tensor] | None = None, base: str = "", extra: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    """Write the export atomically. `state` are full trained tensors (default: the model's own)."""
+    """Write the export atomically. `state` are full trained tensors (default: the model's own).
+
+    CheckpointError for a merged model, and for tensors that are missing or not finite.
+    """
     if model.is_merged:
         raise CheckpointError(f"export to {folder}: the adapters are merged into the backbone; unmerge the model first")
     tensors = dict(state if state is not None else {n: p.detach() for n, p in model.trainable().items()})
@@ -95,7 +98,7 @@ def find_export(path: Path) -> Path:
 
 
 def read_config(folder: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, dict[str, Any]]:
-    """The recipe inside an export, with overrides, and the rest of its JSON."""
+    """The recipe inside an export, with overrides, and the rest of its JSON; CheckpointError when it is none."""
     try:
         content = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
         values = content["config"]

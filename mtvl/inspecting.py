@@ -183,6 +183,7 @@ def predict_one(
     """The model's answer for the given pictures and text, with the prompt, decoding and adapters of `task_name`.
 
     `overrides` are laid over the recipe in the export, e.g. `data.root=FOLDER` where one's own task has moved.
+    CheckpointError, ConfigError and DataError name the export, the task's setting, and the picture that is wrong.
     """
     model, config, _ = load_export(checkpoint, overrides)
     task = load_task(task_name, root=config.data.folder, family=model.backbone.family, evaluate=config.evaluate,

@@ -65,7 +65,7 @@ class Model(nn.Module):
         return {} if self.pairs is None else {f"backbone.{n}": between for n, between in self.pairs.bounds.items()}
 
     def set_task(self, name: str) -> None:
-        """Make `name` the active task until the next call (recompute in backward included)."""
+        """Make `name` the active task until the next call (recompute in backward included); PlanError without parts for it."""
         if self.plan.is_task_private and name not in self.plan.tasks:
             raise PlanError(f"this model has parts for {', '.join(self.plan.tasks)} only, not for {name!r}")
         if self.is_merged and self.plan.is_task_private and name != self.active.name:

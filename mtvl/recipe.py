@@ -18,7 +18,7 @@ BASE = "base"  # key of a recipe: the recipe that it is laid over, a path from i
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping; never executes tags."""
+    """Read a YAML file that holds a mapping; never executes tags. ConfigError for anything else, with file and line."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -2,7 +2,8 @@
 
 Shape letters used in all docstrings:
 B batch rows, S source tokens, N pictures of a row (1 for a video), P grid cells of a picture or frame tokens of a
-video, V visual tokens (after pooling), F feature width, D model width, T target tokens, R bottleneck width, K vocabulary entries.
+video, V visual tokens (after pooling), F feature width, D model width, T target tokens, R bottleneck width, K vocabulary entries,
+A answers, C choices of a question, E width of contrasted features, Q places of a queue, H and W height and width in pixels.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def named_root(config: RunConfig) -> Path | None:
 
 
 def data_root(config: RunConfig, say: Callable[[str], None] = print) -> Path:
-    """`named_root`, or the embedded miniworld (made on first use by rank 0) when it is not set."""
+    """`named_root`, or the embedded miniworld (made on first use by rank 0) when it is not set. DataError where it cannot be made."""
     if (root := named_root(config)) is not None:
         return root
     folder = cache_folder(config) / "miniworld"

@@ -30,7 +30,7 @@ class BitFit:
         self.config = config
 
     def plan(self, sites: list[Site], tasks: tuple[str, ...]) -> Plan:
-        """Unfreeze every bias vector of the language model."""
+        """Unfreeze every bias vector of the language model; PlanError when it has none."""
         chosen = in_layers(sites, self.config.layers)
         biases = with_bias(chosen)
         if not biases:

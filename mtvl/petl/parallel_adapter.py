@@ -84,7 +84,7 @@ class ParallelAdapter:
         self._notes: list[Note] = []  # made for a part's last map, until its first map takes it
 
     def plan(self, sites: list[Site], tasks: tuple[str, ...]) -> Plan:
-        """For every part an adapter at its last map, and right after it a note at its first."""
+        """For every part an adapter at its last map, and right after it a note at its first; PlanError without such parts."""
         config, chosen, injections = self.config, in_layers(sites, self.config.layers), []
         for place in dict.fromkeys(config.places):
             reads, writes = ([s for s in chosen if s.kind == kind] for kind in PARTS[place])

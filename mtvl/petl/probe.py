@@ -32,7 +32,7 @@ class Probe:
         self.config = config
 
     def plan(self, sites: list[Site], tasks: tuple[str, ...]) -> Plan:
-        """Unfreeze the heads."""
+        """Unfreeze the heads; PlanError when there are none."""
         kinds = ("head", "answers", *(("lm_head",) if self.config.language_head else ()))
         unfrozen = tuple(s for s in in_layers(sites, self.config.layers) if s.kind in kinds)
         if not unfrozen:

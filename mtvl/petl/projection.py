@@ -30,7 +30,7 @@ class Projection:
         self.config, self.paper_compat = config, paper_compat
 
     def plan(self, sites: list[Site], tasks: tuple[str, ...]) -> Plan:
-        """Unfreeze the visual embedding, and the norms on request."""
+        """Unfreeze the visual embedding, and the norms on request; PlanError without one."""
         layers, norms = self.config.layers, self.config.train_norms
         unfrozen = of_kinds(in_layers(sites, layers), norms=norms, visual=True, paper_compat=self.paper_compat)
         if not any(s.kind == "visual" for s in unfrozen):

@@ -172,7 +172,7 @@ class UniAdapter:
     # ---- plan ---------------------------------------------------------------------------------------------------
 
     def plan(self, sites: list[Site], tasks: tuple[str, ...]) -> Plan:
-        """An adapter at every block's hook, and banks that they use."""
+        """An adapter at every block's hook, and banks that they use; PlanError where there are no blocks of the modalities asked for."""
         config = self.config
         blocks = [s for s in in_layers(sites, config.layers) if s.kind == "block" and self._modalities(s)]
         if not blocks:

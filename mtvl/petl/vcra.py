@@ -226,7 +226,10 @@ class Vcra:
     # ---- plan ---------------------------------------------------------------------------------------------------
 
     def plan(self, sites: list[Site], tasks: tuple[str, ...]) -> Plan:
-        """Vectors for every query, and for every pair of keys and values, and the matrices that they share."""
+        """Vectors for every query, and for every pair of keys and values, and the matrices that they share.
+
+        PlanError where the backbone has no such maps, or no blocks that a side network could follow.
+        """
         config, chosen = self.config, in_layers(sites, self.config.layers)
         maps = [s for s in chosen if s.kind in PLACES]
         if not maps:

@@ -54,7 +54,7 @@ def load_task(
 def read_task_config(
     name: str, file: Path, family: str = "", overlay: Mapping[str, Any] | None = None
 ) -> TaskConfig:  # fmt: skip
-    """Parse and check one task file, the settings of `family` and then `overlay` laid over it."""
+    """Parse and check one task file, the settings of `family` and then `overlay` laid over it; ConfigError names the key."""
     values = read_yaml(file)
     families = values.get("families") or {}
     if not isinstance(families, dict) or not all(isinstance(v, dict) for v in families.values()):
