@@ -75,7 +75,7 @@ def run_case(case: Case, require_all: bool) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Check metrics against recorded outputs of public evaluators.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dir", metavar="DIR", type=Path, help="folder with *expected.json files, at any depth")
     parser.add_argument("--case", metavar="NAME", help="only this case (or the cases of this folder)")
     parser.add_argument("--require-all", action="store_true", help="whatever cannot be run here is a FAIL")

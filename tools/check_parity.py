@@ -86,7 +86,7 @@ def select(folder: Path, name: str) -> list[Case]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Check the cases and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--case", default="", metavar="NAME")
     parser.add_argument("--require-all", action="store_true", help="a SKIP is a FAIL")
