@@ -131,7 +131,8 @@ def compare_gradients(case: Case, report: Report, model: Model, names: Mapping[s
     compare_named(case, report, frozen, "expect/grad_frozen/")
     trained = {theirs.get(n) or original_name(n) for n, p in backbone.named_parameters() if p.requires_grad}
     never = set(case.facts.get("trainable_without_grad", ()))  # a second bank that is never called
-    accident = {*case.facts.get("frozen_by_name_accident", ()), *(n for n in trained if "cross_modal" in n), "temp"}
+    by_name = [n for n in trained if "cross_modal" in n]  # where the case does not list them
+    accident = {*case.facts.get("frozen_by_name_accident", by_name), "temp"}
     report.names("trained parameters", trained - accident, set(case.facts["trainable"]) - never - accident)
 
 
